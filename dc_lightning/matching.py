@@ -1,0 +1,94 @@
+"""Gradient matching of one class: the gradients of a real and of a synthetic batch, and their distance.
+
+Paper, section 3.2, equation 9; the loop over classes in ``main.py`` of the authors' code.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dc_lightning.distance import Distance
+
+
+def network_gradient(
+    network: nn.Module, images: Tensor, label: int, *, create_graph: bool = False, chunk_size: int | None = None
+) -> list[Tensor]:
+    """Gradient of the mean cross-entropy of one class' images with respect to all network parameters.
+
+    Args:
+        network: classifier, ``(n, C, H, W)`` to ``(n, num_classes)``.
+        images: float, ``(n, C, H, W)``, normalised.
+        label: class of all the images.
+        create_graph: keep the graph, to differentiate the gradient itself.
+        chunk_size: images a pass, to bound the memory; None takes all at once. The result is the same as long as the
+            network treats images one by one (BatchNorm layers in eval mode).
+
+    Returns:
+        One tensor per parameter, in the order of ``network.parameters()``.
+    """
+    parameters = list(network.parameters())
+    total: list[Tensor] | None = None
+    for chunk in images.split(chunk_size or len(images)):
+        labels = torch.full((len(chunk),), label, device=chunk.device)
+        loss = cross_entropy(network(chunk), labels, reduction="sum") / len(images)
+        gradient = torch.autograd.grad(loss, parameters, create_graph=create_graph)
+        total = list(gradient) if total is None else [a + b for a, b in zip(total, gradient, strict=True)]
+    assert total is not None
+    return total
+
+
+def match_class(
+    network: nn.Module,
+    real: Tensor,
+    synthetic: Tensor,
+    label: int,
+    distance: Distance,
+    *,
+    real_chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Distance of the gradients of one class, and its derivative with respect to the synthetic images.
+
+    Classes are independent given the network, so their derivatives may be taken one by one: that is the same as one
+    backward pass over the sum, and holds the graph of one class only.
+
+    Args:
+        network: classifier, BatchNorm layers frozen (`freeze_batch_norm`).
+        real: float, ``(batch, C, H, W)``, normalised.
+        synthetic: float, ``(ipc, C, H, W)``, normalised.
+        label: class of all the images.
+        distance: see `dc_lightning.distance`.
+        real_chunk_size: see `network_gradient`.
+
+    Returns:
+        The distance, a detached scalar, and its derivative, of the shape of ``synthetic``.
+    """
+    synthetic = synthetic.detach().requires_grad_()
+    real_gradient = network_gradient(network, real, label, chunk_size=real_chunk_size)
+    synthetic_gradient = network_gradient(network, synthetic, label, create_graph=True)
+    loss = distance(synthetic_gradient, real_gradient)
+    (derivative,) = torch.autograd.grad(loss, synthetic)
+    return loss.detach(), derivative
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether the network has a BatchNorm layer."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def freeze_batch_norm(network: nn.Module, real: Tensor) -> None:
+    """Updates the BatchNorm statistics by one forward pass of real images, then keeps them for the matching.
+
+    A synthetic set is too small for statistics of its own, so the authors' code passes 16 real images per class, all
+    classes in one batch, and puts every BatchNorm layer in eval mode. The momentum stays PyTorch's 0.1: fresh
+    statistics move by a tenth only.
+
+    Args:
+        network: classifier; all its other layers are left in train mode.
+        real: float, ``(n, C, H, W)``, normalised.
+    """
+    network.train()
+    with torch.no_grad():
+        network(real)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

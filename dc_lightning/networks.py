@@ -1,0 +1,324 @@
+"""The networks of the paper (section 4.1 and appendix A; ``networks.py`` of the authors' code), for any image size.
+
+Every name below is a callable ``(channels, num_classes, image_size) -> nn.Module`` that makes a freshly initialised
+network. "InstanceNorm" is GroupNorm with one channel a group, affine, as in the authors' code.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ImageSize = tuple[int, int]
+NetworkFactory = Callable[[int, int, ImageSize], nn.Module]
+Activation = Literal["relu", "sigmoid", "leaky_relu", "swish"]
+Normalization = Literal["instance", "batch", "layer", "group", "none"]
+Pooling = Literal["avg", "max", "none"]
+
+
+def _is_mnist_like(channels: int, image_size: ImageSize) -> bool:
+    """The paper pads one-channel 28x28 images by two more pixels, so that they count as 32x32."""
+    return channels == 1 and tuple(image_size) == (28, 28)
+
+
+def _halve(size: ImageSize, times: int) -> ImageSize:
+    return size[0] >> times, size[1] >> times
+
+
+def _require(name: str, size: ImageSize, image_size: ImageSize, smallest: int) -> None:
+    if min(size) < 1:
+        raise ValueError(
+            f"{name} needs images of at least {smallest}x{smallest} pixels, got {image_size[0]}x{image_size[1]}; "
+            "take a shallower network (ConvNetD1, MLP) or larger images."
+        )
+
+
+def _normalization(kind: Normalization, channels: int, size: ImageSize) -> nn.Module | None:
+    match kind:
+        case "instance":
+            return nn.GroupNorm(channels, channels)
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "layer":
+            return nn.LayerNorm((channels, *size))
+        case "group":
+            return nn.GroupNorm(4, channels)
+        case "none":
+            return None
+
+
+def _activation(kind: Activation) -> nn.Module:
+    match kind:
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "leaky_relu":
+            return nn.LeakyReLU(0.01)
+        case "swish":
+            return nn.SiLU()
+
+
+class Classifier(nn.Module):
+    """A network in two parts, ``features`` and the last linear layer ``classifier``.
+
+    Args:
+        features: ``(n, C, H, W)`` to anything that flattens to ``(n, num_features)``.
+        num_features: length of the flattened features.
+        num_classes: number of classes.
+    """
+
+    def __init__(self, features: nn.Module, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = nn.Linear(num_features, num_classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features before the last layer, ``(n, C, H, W)`` to ``(n, num_features)``."""
+        return self.features(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, ``(n, C, H, W)`` to ``(n, num_classes)``."""
+        return self.classifier(self.embed(images))
+
+
+class MLP(Classifier):
+    """Two hidden layers of 128 units."""
+
+    def __init__(self, channels: int, num_classes: int, image_size: ImageSize) -> None:
+        pixels = channels * image_size[0] * image_size[1]
+        hidden = [nn.Flatten(), nn.Linear(pixels, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
+        super().__init__(nn.Sequential(*hidden), 128, num_classes)
+
+
+class LeNet(Classifier):
+    """LeNet-5 with ReLU and max pooling."""
+
+    def __init__(self, channels: int, num_classes: int, image_size: ImageSize) -> None:
+        padding = 2 if _is_mnist_like(channels, image_size) else 0
+        height, width = (((s + 2 * padding - 4) // 2 - 4) // 2 for s in image_size)
+        _require("LeNet", (height, width), image_size, 16)
+        layers = [
+            *(nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(16 * height * width, 120), nn.ReLU(inplace=True)),
+            *(nn.Linear(120, 84), nn.ReLU(inplace=True)),
+        ]
+        super().__init__(nn.Sequential(*layers), 84, num_classes)
+
+
+class ConvNet(Classifier):
+    """The paper's default: ``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, one linear layer.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_classes: number of classes.
+        image_size: height and width in pixels.
+        width: filters of every convolution; a multiple of 4 for GroupNorm.
+        depth: number of blocks.
+        activation: after every norm.
+        normalization: after every convolution.
+        pooling: at the end of every block.
+
+    Raises:
+        ValueError: if pooling leaves no pixel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        image_size: ImageSize,
+        width: int = 128,
+        depth: int = 3,
+        activation: Activation = "relu",
+        normalization: Normalization = "instance",
+        pooling: Pooling = "avg",
+    ) -> None:
+        mnist_like = _is_mnist_like(channels, image_size)
+        size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
+        halvings = 0 if pooling == "none" else depth
+        _require(f"ConvNet of depth {depth}", _halve(size, halvings), image_size, 2**halvings)
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            padding = 3 if mnist_like and block == 0 else 1
+            layers.append(nn.Conv2d(width if block else channels, width, 3, padding=padding))
+            if (norm := _normalization(normalization, width, size)) is not None:
+                layers.append(norm)
+            layers.append(_activation(activation))
+            if pooling != "none":
+                layers.append(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2))
+                size = _halve(size, 1)
+        super().__init__(nn.Sequential(*layers), width * size[0] * size[1], num_classes)
+
+
+class AlexNet(Classifier):
+    """Five convolutions of 128, 192, 256, 192 and 192 filters, three max poolings, one linear layer.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_classes: number of classes.
+        image_size: height and width in pixels.
+        normalization: after every convolution; "none" or "batch" in the paper.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, image_size: ImageSize, normalization: Normalization = "none"
+    ) -> None:
+        mnist_like = _is_mnist_like(channels, image_size)
+        size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
+        _require("AlexNet", _halve(size, 3), image_size, 8)
+        layers: list[nn.Module] = []
+        # filters, kernel, padding, pooled
+        plan = ((128, 5, 4 if mnist_like else 2, True), (192, 5, 2, True), (256, 3, 1, False), (192, 3, 1, False))
+        before = channels
+        for filters, kernel, padding, pooled in (*plan, (192, 3, 1, True)):
+            layers.append(nn.Conv2d(before, filters, kernel, padding=padding))
+            if (norm := _normalization(normalization, filters, size)) is not None:
+                layers.append(norm)
+            layers.append(nn.ReLU(inplace=True))
+            if pooled:
+                layers.append(nn.MaxPool2d(2))
+                size = _halve(size, 1)
+            before = filters
+        super().__init__(nn.Sequential(*layers), 192 * size[0] * size[1], num_classes)
+
+
+class VGG11(Classifier):
+    """Eight 3x3 convolutions of 64 to 512 filters, five max poolings, one linear layer.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_classes: number of classes.
+        image_size: height and width in pixels, at least 32x32 (28x28 with one channel).
+        normalization: after every convolution; "instance" or "batch" in the paper.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, image_size: ImageSize, normalization: Normalization = "instance"
+    ) -> None:
+        mnist_like = _is_mnist_like(channels, image_size)
+        size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
+        _require("VGG11", _halve(size, 5), image_size, 32)
+        layers: list[nn.Module] = []
+        before = channels
+        for filters, pooled in zip((64, 128, 256, 256, 512, 512, 512, 512), (1, 1, 0, 1, 0, 1, 0, 1), strict=True):
+            padding = 3 if mnist_like and not layers else 1
+            layers.append(nn.Conv2d(before, filters, 3, padding=padding))
+            if (norm := _normalization(normalization, filters, size)) is not None:
+                layers.append(norm)
+            layers.append(nn.ReLU(inplace=True))
+            if pooled:
+                layers.append(nn.MaxPool2d(2))
+                size = _halve(size, 1)
+            before = filters
+        super().__init__(nn.Sequential(*layers), 512 * size[0] * size[1], num_classes)
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; ``average_pooling`` replaces the stride of 2 by a 2x2 average pooling."""
+
+    def __init__(
+        self, before: int, filters: int, stride: int, normalization: Normalization, average_pooling: bool
+    ) -> None:
+        super().__init__()
+
+        def norm() -> nn.Module:
+            return _normalization(normalization, filters, (0, 0)) or nn.Identity()
+
+        pool = nn.AvgPool2d(2) if average_pooling and stride == 2 else nn.Identity()
+        conv_stride = 1 if average_pooling else stride
+        self.conv1 = nn.Conv2d(before, filters, 3, stride=conv_stride, padding=1, bias=False)
+        self.norm1 = norm()
+        self.pool = pool
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.norm2 = norm()
+        self.shortcut = nn.Sequential()
+        if stride != 1 or before != filters:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, filters, 1, stride=conv_stride, bias=False), pool, norm()
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.pool(torch.relu(self.norm1(self.conv1(inputs))))
+        return torch.relu(self.norm2(self.conv2(outputs)) + self.shortcut(inputs))
+
+
+class ResNet18(Classifier):
+    """ResNet18 for small images: a 3x3 first convolution without pooling, four stages of two blocks.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_classes: number of classes.
+        image_size: height and width in pixels.
+        normalization: "instance" or "batch" in the paper.
+        average_pooling: 2x2 average pooling instead of strided convolutions, and none at the end (``_AP``): pooling
+            passes a gradient to every pixel, which is what the condensation needs.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        image_size: ImageSize,
+        normalization: Normalization = "instance",
+        average_pooling: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, 64, 3, padding=1, bias=False),
+            _normalization(normalization, 64, image_size) or nn.Identity(),
+            nn.ReLU(inplace=True),
+        ]
+        before, (height, width) = 64, image_size
+        for filters, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+            layers.append(_BasicBlock(before, filters, stride, normalization, average_pooling))
+            layers.append(_BasicBlock(filters, filters, 1, normalization, average_pooling))
+            before = filters
+            if stride == 2:
+                rounding = 0 if average_pooling else 1  # a strided convolution with padding rounds up
+                height, width = (height + rounding) // 2, (width + rounding) // 2
+        _require("ResNet18_AP", (height, width), image_size, 8)
+        if not average_pooling:
+            window = min(4, height), min(4, width)  # 4x4 in the authors' code, whose last maps are 4x4
+            layers.append(nn.AvgPool2d(window))
+            height, width = height // window[0], width // window[1]
+        super().__init__(nn.Sequential(*layers), 512 * height * width, num_classes)
+
+
+ConvNetD1 = partial(ConvNet, depth=1)
+ConvNetD2 = partial(ConvNet, depth=2)
+ConvNetD3 = partial(ConvNet, depth=3)
+ConvNetD4 = partial(ConvNet, depth=4)
+ConvNetW32 = partial(ConvNet, width=32)
+ConvNetW64 = partial(ConvNet, width=64)
+ConvNetW128 = partial(ConvNet, width=128)
+ConvNetW256 = partial(ConvNet, width=256)
+ConvNetAS = partial(ConvNet, activation="sigmoid")
+ConvNetAR = partial(ConvNet, activation="relu")
+ConvNetAL = partial(ConvNet, activation="leaky_relu")
+ConvNetASwish = partial(ConvNet, activation="swish")
+ConvNetNN = partial(ConvNet, normalization="none")
+ConvNetBN = partial(ConvNet, normalization="batch")
+ConvNetLN = partial(ConvNet, normalization="layer")
+ConvNetIN = partial(ConvNet, normalization="instance")
+ConvNetGN = partial(ConvNet, normalization="group")
+ConvNetNP = partial(ConvNet, pooling="none")
+ConvNetMP = partial(ConvNet, pooling="max")
+ConvNetAP = partial(ConvNet, pooling="avg")
+ConvNetASwishBN = partial(ConvNet, activation="swish", normalization="batch")
+AlexNetBN = partial(AlexNet, normalization="batch")
+VGG11BN = partial(VGG11, normalization="batch")
+ResNet18BN = partial(ResNet18, normalization="batch")
+ResNet18_AP = partial(ResNet18, average_pooling=True)
+ResNet18BN_AP = partial(ResNet18, normalization="batch", average_pooling=True)
+
+NAMES = (
+    *("MLP", "LeNet", "ConvNet", "ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4"),
+    *("ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"),
+    *("ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"),
+    *("ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"),
+    *("ConvNetNP", "ConvNetMP", "ConvNetAP", "ConvNetASwishBN"),
+    *("AlexNet", "AlexNetBN", "VGG11", "VGG11BN", "ResNet18", "ResNet18BN", "ResNet18_AP", "ResNet18BN_AP"),
+)

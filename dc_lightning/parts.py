@@ -1,0 +1,107 @@
+"""Networks and distances by name: a bare name is the paper's, a dotted one is imported.
+
+A part stays a string or a mapping, ``{class_path: ..., init_args: {...}}``, until it is used: so it can be written
+into a checkpoint, compared on a resume, and recorded with a result.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from dc_lightning import distance, networks
+from dc_lightning.distance import Distance
+from dc_lightning.errors import InputError
+from dc_lightning.networks import ImageSize, NetworkFactory
+from dc_lightning.seeds import seeded
+
+Spec = str | dict[str, Any]
+
+
+def part_name(spec: Spec) -> str:
+    """How a part is called in tables and results: its name, with the arguments if there are any."""
+    if isinstance(spec, str):
+        return spec
+    arguments = ", ".join(f"{key}={value}" for key, value in spec.get("init_args", {}).items())
+    return spec["class_path"] + (f"({arguments})" if arguments else "")
+
+
+def _find(kind: str, module: ModuleType, spec: Spec) -> Any:
+    expected = f"expected one of {', '.join(module.NAMES)}, or the import path of your own (package.module.Name)"
+    if isinstance(spec, Mapping):
+        if "class_path" not in spec or set(spec) - {"class_path", "init_args"}:
+            raise InputError(f"A {kind} given as a mapping has the keys class_path and init_args, got {dict(spec)}.")
+        return _find(kind, module, spec["class_path"])
+    if not isinstance(spec, str):
+        raise InputError(f"Unknown {kind} {spec!r}: {expected}.")
+    if "." not in spec:
+        if spec not in module.NAMES:
+            raise InputError(f"Unknown {kind} '{spec}': {expected}.")
+        return getattr(module, spec)
+    path, _, name = spec.rpartition(".")
+    try:
+        return getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"The {kind} '{spec}' cannot be imported ({error}): {expected}.") from error
+
+
+def find_network(spec: Spec) -> NetworkFactory:
+    """The callable ``(channels, num_classes, image_size) -> nn.Module`` of a network.
+
+    Raises:
+        InputError: if there is no such network; names those there are.
+    """
+    factory = cast(Callable[..., nn.Module], _find("network", networks, spec))
+    arguments = spec.get("init_args", {}) if isinstance(spec, Mapping) else {}
+    return partial(factory, **arguments) if arguments else factory
+
+
+def find_distance(spec: Spec) -> Distance:
+    """The distance of two gradients; a class is instantiated with its ``init_args``.
+
+    Raises:
+        InputError: if there is no such distance; names those there are.
+    """
+    found = _find("distance", distance, spec)
+    if isinstance(found, type):
+        found = found(**(spec.get("init_args", {}) if isinstance(spec, Mapping) else {}))
+    return cast(Distance, found)
+
+
+def make_network(spec: Spec, channels: int, num_classes: int, image_size: ImageSize, seed: int) -> nn.Module:
+    """A freshly initialised network on the CPU, in train mode; the seed alone decides its weights.
+
+    Raises:
+        InputError: if there is no such network.
+        ValueError: if the network cannot take the image size.
+    """
+    with seeded(seed):
+        return find_network(spec)(channels, num_classes, image_size).train()
+
+
+def check_network(spec: Spec, channels: int, num_classes: int, image_size: ImageSize) -> None:
+    """Makes the network and passes two images, so that a misfit is found before a long run.
+
+    Raises:
+        InputError: if the network is unknown, cannot take the image size, or gives other than one logit a class.
+    """
+    size = f"{channels}x{image_size[0]}x{image_size[1]}"
+    try:
+        with torch.no_grad():
+            logits = make_network(spec, channels, num_classes, image_size, seed=0)(
+                torch.zeros(2, channels, *image_size)
+            )
+    except InputError:
+        raise
+    except Exception as error:  # whatever a network of the user's raises
+        reason = " ".join(str(error).split())
+        raise InputError(f"The network {part_name(spec)} cannot take images of {size}: {reason}") from error
+    if tuple(logits.shape) != (2, num_classes):
+        raise InputError(
+            f"The network {part_name(spec)} must give one logit a class, (2, {num_classes}) for two images of {size}; "
+            f"got {tuple(logits.shape)}."
+        )
