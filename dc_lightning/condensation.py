@@ -1,0 +1,257 @@
+"""The condensation: synthetic images as parameters, learned by matching gradients (paper, algorithm 1)."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dc_lightning.data import CondensationDataModule, RealImages
+from dc_lightning.errors import InputError
+from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class
+from dc_lightning.parts import Spec, check_network, find_distance, make_network, part_name
+from dc_lightning.seeds import derive_generator, derive_seed
+from dc_lightning.synthetic import SyntheticSet
+
+_INNER_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
+
+
+def default_loops(ipc: int) -> tuple[int, int]:
+    """Matching steps an outer iteration, and epochs of network training between two of them.
+
+    The paper's table has ipc 1, 10, 20, 30, 40, 50. For any other ipc there are ipc matching steps, as in all its
+    rows. The epochs are interpolated linearly between the rows, rounded half up; from 10 downwards they stay 50
+    (with ipc 1 there is no second step, so its single epoch is never run), from 50 upwards they stay 10.
+
+    Args:
+        ipc: synthetic images per class, at least 1.
+
+    Returns:
+        outer steps and inner epochs.
+    """
+    if ipc in _INNER_EPOCHS:
+        return ipc, _INNER_EPOCHS[ipc]
+    low = max((row for row in _INNER_EPOCHS if 10 <= row < ipc), default=10)
+    high = min((row for row in _INNER_EPOCHS if row > max(ipc, 9)), default=50)
+    share = min(max((ipc - low) / max(high - low, 1), 0), 1)
+    return ipc, math.floor(_INNER_EPOCHS[low] + share * (_INNER_EPOCHS[high] - _INNER_EPOCHS[low]) + 0.5)
+
+
+class CondensationModule(LightningModule):
+    """Learns synthetic images such that they give a network the same gradients as the real ones.
+
+    One Lightning epoch is one outer iteration, with a freshly initialised network; one training step is one matching
+    step over all classes. Under a distributed strategy each rank matches its own classes, and the derivatives are
+    summed. Classes, channels and image size come from the datamodule.
+
+    Args:
+        network: to match gradients in; a name of the paper, an import path, or class_path and init_args.
+        distance: of two gradients; ``ours``, ``mse``, ``cos``, or as for the network.
+        ipc: synthetic images per class.
+        init: ``noise``, standard normal in normalised space, or ``real``, random real images of the class.
+        outer_steps: matching steps an outer iteration; None takes `default_loops`.
+        inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
+        lr_images: learning rate of the images; the paper's is 0.1, and 0.01 for the MLP.
+        momentum_images: momentum of the images, kept through the whole run.
+        lr_network: learning rate of the inner loop.
+        batch_synthetic: batch size of the inner loop.
+        batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
+        real_chunk_size: real images a pass; None passes the whole batch. The result is the same, the memory smaller.
+        seed: of every random draw.
+
+    Raises:
+        InputError: if a value is out of its range, or network or distance are unknown.
+    """
+
+    images: nn.Parameter
+    labels: Tensor
+
+    def __init__(
+        self,
+        network: Spec = "ConvNet",
+        distance: Spec = "ours",
+        ipc: int = 1,
+        init: Literal["noise", "real"] = "noise",
+        outer_steps: int | None = None,
+        inner_epochs: int | None = None,
+        lr_images: float = 0.1,
+        momentum_images: float = 0.5,
+        lr_network: float = 0.01,
+        batch_synthetic: int = 256,
+        batch_norm_images: int = 16,
+        real_chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if ipc < 1:
+            raise InputError(f"ipc must be at least 1 (synthetic images per class), got {ipc}.")
+        for name, value, least in (
+            *(("outer_steps", outer_steps, 1), ("inner_epochs", inner_epochs, 0), ("lr_images", lr_images, 0)),
+            *(("momentum_images", momentum_images, 0), ("lr_network", lr_network, 0)),
+            *(("batch_synthetic", batch_synthetic, 1), ("batch_norm_images", batch_norm_images, 1)),
+            ("real_chunk_size", real_chunk_size, 1),
+        ):
+            if value is not None and not value >= least:
+                raise InputError(f"{name} must be at least {least}, got {value}.")
+        if init not in ("noise", "real"):
+            raise InputError(f"init must be 'noise' or 'real', got '{init}'.")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.network_spec, self.seed, self.ipc, self.init = network, seed, ipc, init
+        self.distance_spec, self.distance = distance, find_distance(distance)
+        default_steps, default_epochs = default_loops(ipc)
+        self.outer_steps = default_steps if outer_steps is None else outer_steps
+        self.inner_epochs = default_epochs if inner_epochs is None else inner_epochs
+        self.lr_images, self.momentum_images, self.lr_network = lr_images, momentum_images, lr_network
+        self.batch_synthetic, self.batch_norm_images = batch_synthetic, batch_norm_images
+        self.real_chunk_size = real_chunk_size
+        # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
+        self._unregistered: dict[str, nn.Module] = {}
+        self._resumed_network: dict[str, Tensor] | None = None
+
+    @property
+    def data(self) -> CondensationDataModule:
+        """The datamodule of the run."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CondensationDataModule):
+            raise InputError(f"The data must be a CondensationDataModule, got {type(data).__name__}.")
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Makes the synthetic images, once the data are known."""
+        data = self.data
+        check_network(self.network_spec, data.channels, data.num_classes, data.image_size)
+        if getattr(self, "images", None) is None:
+            self.images = nn.Parameter(self._initial_images())
+            labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
+            self.register_buffer("labels", labels, persistent=False)
+
+    def _initial_images(self) -> Tensor:
+        data = self.data
+        assert data.real is not None
+        if self.init == "noise":
+            shape = data.num_classes * self.ipc, data.channels, *data.image_size
+            return torch.randn(shape, generator=derive_generator(self.seed, "init"))
+        few = [
+            f"{label} ({data.class_names[label]}: {count})"
+            for label, count in enumerate(data.real.counts())
+            if count < self.ipc
+        ]
+        if few:
+            raise InputError(
+                f"init='real' needs at least ipc={self.ipc} training images of every class, but there are fewer of "
+                f"class {', '.join(few)}; take init='noise' or a smaller ipc."
+            )
+        draws = [
+            data.real.draw(label, derive_generator(self.seed, "init", label), self.ipc)
+            for label in range(data.num_classes)
+        ]
+        return torch.cat(draws).cpu()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD of the images."""
+        return torch.optim.SGD([self.images], lr=self.lr_images, momentum=self.momentum_images)
+
+    def training_step(self, batch: RealImages, batch_idx: int) -> None:
+        """One matching step: gradients class by class, one update of the images, then the inner loop."""
+        network = self._network(batch_idx)
+        if has_batch_norm(network):
+            freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
+
+        loss = torch.zeros((), device=self.device)
+        derivative = torch.zeros_like(self.images)
+        for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
+            rows = slice(label * self.ipc, (label + 1) * self.ipc)
+            real = batch.draw(label, self._generator("real", batch_idx, label))
+            distance, derivative[rows] = self.match(network, real, self.images[rows], label)
+            loss += distance
+
+        self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
+        self.optimizers().step()
+        loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
+        mean_loss = loss / self.data.num_classes
+        self.log("matching_loss", mean_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+
+        if batch_idx < self.outer_steps - 1:
+            self.train_network(network, batch_idx)
+
+    def match(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> tuple[Tensor, Tensor]:
+        """Loss of one class and its derivative; the place where another method differs.
+
+        Args:
+            network: of this outer iteration.
+            real: float, ``(batch, C, H, W)``, normalised.
+            synthetic: float, ``(ipc, C, H, W)``, normalised.
+            label: the class.
+
+        Returns:
+            Detached scalar, and the derivative with respect to ``synthetic``.
+        """
+        return match_class(network, real, synthetic, label, self.distance, real_chunk_size=self.real_chunk_size)
+
+    def train_network(self, network: nn.Module, batch_idx: int) -> None:
+        """The inner loop: plain SGD epochs on the detached synthetic set (paper, algorithm 1, line 11)."""
+        network.train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
+        images, generator = self.images.detach(), self._generator("inner", batch_idx)
+        for _ in range(self.inner_epochs):
+            order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
+            for rows in order.split(self.batch_synthetic):
+                optimizer.zero_grad()
+                cross_entropy(network(images[rows]), self.labels[rows]).backward()
+                optimizer.step()
+
+    def _generator(self, purpose: str, batch_idx: int, *label: int) -> torch.Generator:
+        return derive_generator(self.seed, purpose, self.current_epoch, batch_idx, *label)
+
+    def _batch_norm_images(self, batch: RealImages, batch_idx: int) -> Tensor:
+        return torch.cat(
+            [
+                batch.draw(label, self._generator("batch_norm", batch_idx, label), self.batch_norm_images)
+                for label in range(self.data.num_classes)
+            ]
+        )
+
+    def _network(self, batch_idx: int) -> nn.Module:
+        """The network of this outer iteration: fresh at its first step, from the checkpoint after a resume."""
+        if batch_idx == 0 or "network" not in self._unregistered:
+            data = self.data
+            seed = derive_seed(self.seed, "network", self.current_epoch)
+            network = make_network(self.network_spec, data.channels, data.num_classes, data.image_size, seed)
+            if self._resumed_network is not None and batch_idx > 0:
+                network.load_state_dict(self._resumed_network)
+            self._resumed_network = None
+            self._unregistered["network"] = network.to(self.device, self.images.dtype)
+        return self._unregistered["network"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the network, which the steps that are left of this outer iteration go on with."""
+        if "network" in self._unregistered and self.outer_steps > 1:
+            checkpoint["network"] = self._unregistered["network"].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the network of an outer iteration that was interrupted."""
+        self._resumed_network = checkpoint.get("network")
+
+    def synthetic_set(self) -> SyntheticSet:
+        """A copy of the images as they are now, with all that is needed to use them."""
+        data = self.data
+        return SyntheticSet(
+            images=self.images.detach().cpu().clone(),
+            labels=self.labels.cpu().clone(),
+            mean=data.mean,
+            std=data.std,
+            class_names=data.class_names,
+            source={
+                "method": "gradient matching",
+                "dataset": data.name,
+                "network": part_name(self.network_spec),
+                "distance": part_name(self.distance_spec),
+                "ipc": self.ipc,
+                "init": self.init,
+                "seed": self.seed,
+                "iteration": self.current_epoch,
+            },
+        )
