@@ -110,6 +110,7 @@ class CondensationModule(LightningModule):
         # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
         self._unregistered: dict[str, nn.Module] = {}
         self._resumed_network: dict[str, Tensor] | None = None
+        self._losses = torch.zeros(())  # sum over the steps of this outer iteration
 
     @property
     def data(self) -> CondensationDataModule:
@@ -160,7 +161,8 @@ class CondensationModule(LightningModule):
         if has_batch_norm(network):
             freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
 
-        loss = torch.zeros((), device=self.device)
+        self._losses = self._losses.to(self.device)
+        loss = torch.zeros_like(self._losses)
         derivative = torch.zeros_like(self.images)
         for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
             rows = slice(label * self.ipc, (label + 1) * self.ipc)
@@ -170,12 +172,29 @@ class CondensationModule(LightningModule):
 
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
         self.optimizers().step()
-        loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
-        mean_loss = loss / self.data.num_classes
-        self.log("matching_loss", mean_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
 
         if batch_idx < self.outer_steps - 1:
             self.train_network(network, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean matching loss of a class and step, and stops where it, or an image, is no number.
+
+        Raises:
+            InputError: if so; the checkpoints are from before.
+        """
+        loss = self._losses / (self.data.num_classes * self.outer_steps)
+        iteration = self.current_epoch + 1
+        if not bool(loss.isfinite() & self.images.isfinite().all()):
+            raise InputError(
+                f"The matching loss or the images became NaN or infinite in outer iteration {iteration} (loss "
+                f"{float(loss)}); the last good checkpoint is kept. Go on from it with a smaller model.lr_images than "
+                f"{self.lr_images}."
+            )
+        self.log("matching_loss", loss, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics({"matching_loss": float(loss)}, step=iteration)
+        self._losses = torch.zeros_like(self._losses)
 
     def match(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> tuple[Tensor, Tensor]:
         """Loss of one class and its derivative; the place where another method differs.
@@ -227,16 +246,22 @@ class CondensationModule(LightningModule):
         return self._unregistered["network"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the network, which the steps that are left of this outer iteration go on with."""
+        """Adds what the steps that are left of this outer iteration go on with."""
         if "network" in self._unregistered and self.outer_steps > 1:
             checkpoint["network"] = self._unregistered["network"].state_dict()
+            checkpoint["losses"] = self._losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the network of an outer iteration that was interrupted."""
         self._resumed_network = checkpoint.get("network")
+        self._losses = checkpoint.get("losses", self._losses)
 
-    def synthetic_set(self) -> SyntheticSet:
-        """A copy of the images as they are now, with all that is needed to use them."""
+    def synthetic_set(self, iteration: int) -> SyntheticSet:
+        """A copy of the images as they are now, with all that is needed to use them.
+
+        Args:
+            iteration: outer iterations done, to be noted in the set.
+        """
         data = self.data
         return SyntheticSet(
             images=self.images.detach().cpu().clone(),
@@ -252,6 +277,6 @@ class CondensationModule(LightningModule):
                 "ipc": self.ipc,
                 "init": self.init,
                 "seed": self.seed,
-                "iteration": self.current_epoch,
+                "iteration": iteration,
             },
         )

@@ -1,4 +1,4 @@
-"""Networks and distances by name: a bare name is the paper's, a dotted one is imported.
+"""Networks, distances and augmentations by name: a bare name is the paper's, a dotted one is imported.
 
 A part stays a string or a mapping, ``{class_path: ..., init_args: {...}}``, until it is used: so it can be written
 into a checkpoint, compared on a resume, and recorded with a result.
@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from dc_lightning import distance, networks
+from dc_lightning import augmentation, distance, networks
+from dc_lightning.augmentation import Operation
 from dc_lightning.distance import Distance
 from dc_lightning.errors import InputError
 from dc_lightning.networks import ImageSize, NetworkFactory
@@ -70,6 +71,15 @@ def find_distance(spec: Spec) -> Distance:
     if isinstance(found, type):
         found = found(**(spec.get("init_args", {}) if isinstance(spec, Mapping) else {}))
     return cast(Distance, found)
+
+
+def find_operation(spec: Spec) -> Operation:
+    """The callable ``(images, generator, mean) -> images`` of an augmentation.
+
+    Raises:
+        InputError: if there is no such augmentation; names those there are.
+    """
+    return cast(Operation, _find("augmentation", augmentation, spec))
 
 
 def make_network(spec: Spec, channels: int, num_classes: int, image_size: ImageSize, seed: int) -> nn.Module:

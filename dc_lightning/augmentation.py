@@ -1,0 +1,150 @@
+"""The evaluation's augmentation: for every image one operation, drawn uniformly, all images of a batch at once.
+
+The distributions are those of ``augment`` in ``utils.py`` of the authors' code, which goes image by image through SciPy.
+An operation is any callable ``(images, generator, mean) -> images``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Operation = Callable[[Tensor, torch.Generator, Tensor], Tensor]
+
+_CROP_PADDING = 4  # pixels; this and the next three are from get_daparam of the authors' code
+_SCALE = 0.2
+_ROTATION = 45  # degrees
+_NOISE = 0.001
+
+NAMES = ("crop", "scale", "rotate", "noise")
+
+
+def augment(images: Tensor, operations: Sequence[Operation], generator: torch.Generator) -> Tensor:
+    """Applies to every image one of the operations, each as likely as the others.
+
+    Args:
+        images: float, ``(n, C, H, W)``; left as they are.
+        operations: at least one.
+        generator: on the CPU, so that every device draws the same.
+
+    Returns:
+        float, ``(n, C, H, W)``.
+    """
+    mean = images.mean(dim=(0, 2, 3))
+    choice = torch.randint(len(operations), (len(images),), generator=generator)
+    augmented = images.clone()
+    for number, operation in enumerate(operations):
+        rows = torch.nonzero(choice == number).flatten()
+        if len(rows):
+            rows = rows.to(images.device, non_blocking=True)
+            augmented[rows] = operation(images[rows], generator, mean)
+    return augmented
+
+
+def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
+    """Pads by 4 pixels of the batch's mean, and cuts a window of the old size at a random offset in 0..7.
+
+    Args:
+        images: float, ``(n, C, H, W)``.
+        generator: on the CPU.
+        mean: of each channel of the batch, ``(C,)``.
+
+    Returns:
+        float, ``(n, C, H, W)``.
+    """
+    count, _, height, width = images.shape
+    fill = mean.view(1, -1, 1, 1)
+    padded = pad(images - fill, [_CROP_PADDING] * 4) + fill
+    offsets = torch.randint(2 * _CROP_PADDING, (2, count, 1), generator=generator).to(images.device, non_blocking=True)
+    rows, columns = (offset + torch.arange(size, device=images.device) for offset, size in zip(offsets, (height, width)))
+    return _gather(padded, rows[:, :, None], columns[:, None, :])
+
+
+def scale(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
+    """Resizes height and width each by a factor uniform in 0.8..1.2, nearest neighbour, centred, padded by zeros.
+
+    Where the authors' code scales the height for both sides (its images are square), each side scales itself.
+    Arguments and result as in `crop`.
+    """
+    count, _, height, width = images.shape
+    factors = 1 - _SCALE + 2 * _SCALE * torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
+    scaled = (factors * torch.tensor([height, width]).view(2, 1, 1)).long()
+    canvas = scaled.amax(dim=0).clamp(min=max(height, width))  # a square that holds the image before and after
+    sources, insides = [], []
+    for size, sides in zip((height, width), scaled, strict=True):
+        position = torch.arange(size) + (canvas - size) // 2 - (canvas - sides) // 2
+        insides.append(((position >= 0) & (position < sides)).to(images.device, non_blocking=True))
+        sources.append((position * size // sides).clamp(0, size - 1).to(images.device, non_blocking=True))
+    resized = _gather(images, sources[0][:, :, None], sources[1][:, None, :])
+    return resized * (insides[0][:, None, :, None] & insides[1][:, None, None, :])
+
+
+def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
+    """Rotates by a whole angle in [-45, 45) degrees about the centre, cubic spline, filled with the mean.
+
+    The same as ``scipy.ndimage.rotate(image, angle, axes=(-2, -1), cval=mean)`` cut to the old size, which places the
+    centre of rotation up to half a pixel off where the enlarged frame has an odd number of pixels to cut. Arguments
+    and result as in `crop`.
+    """
+    count, _, height, width = images.shape
+    angles = torch.randint(-_ROTATION, _ROTATION, (count,), generator=generator).double().mul(math.pi / 180)
+    cos, sin = angles.cos(), angles.sin()
+    frame = [
+        (a.abs() * height + b.abs() * width + 0.5).floor() for a, b in ((cos, sin), (sin, cos))
+    ]  # height and width of the whole rotated image
+    y, x = (
+        torch.arange(size) + ((whole - size) / 2).trunc()[:, None] - (whole[:, None] - 1) / 2
+        for size, whole in zip((height, width), frame, strict=True)
+    )
+    y, x, cos, sin = y[:, :, None], x[:, None, :], cos[:, None, None], sin[:, None, None]
+    source_y = cos * y + sin * x + (height - 1) / 2
+    source_x = -sin * y + cos * x + (width - 1) / 2
+    inside = (source_y >= 0) & (source_y <= height - 1) & (source_x >= 0) & (source_x <= width - 1)
+
+    coefficients = _spline_matrix(height, images) @ images @ _spline_matrix(width, images).T
+    rotated = torch.zeros_like(images)
+    columns = list(_spline_taps(source_x, width, images))
+    for row, row_weight in _spline_taps(source_y, height, images):
+        for column, column_weight in columns:
+            rotated += _gather(coefficients, row, column) * (row_weight * column_weight)[:, None]
+    return torch.where(inside.to(images.device, non_blocking=True)[:, None], rotated, mean.mean())
+
+
+def noise(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
+    """Adds normal noise of standard deviation 0.001. Arguments and result as in `crop`."""
+    return images + _NOISE * torch.randn(images.shape, generator=generator).to(images.device, non_blocking=True)
+
+
+def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels of each image at its own rows and columns, both broadcast to ``(n, height, width)``."""
+    each = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[each, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def _spline_matrix(size: int, like: Tensor) -> Tensor:
+    """Takes ``size`` samples to the coefficients of the cubic B-spline through them, mirrored at the ends."""
+    matrix = torch.eye(size, dtype=torch.float64) * 4
+    for row in range(size if size > 1 else 0):
+        for neighbour in (row - 1, row + 1):
+            matrix[row, _mirror(torch.tensor(neighbour), size)] += 1
+    return torch.linalg.inv(matrix / 6 if size > 1 else torch.eye(1)).to(like)
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    return size - 1 - (size - 1 - index.abs()).abs()
+
+
+def _spline_taps(source: Tensor, size: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The four coefficients that a position lies between, as (index, weight)."""
+    first = source.floor()
+    t = source - first
+    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    return [
+        (
+            _mirror(first.long() + offset, size).clamp(0, size - 1).to(like.device, non_blocking=True),
+            (weight / 6).to(like, non_blocking=True),
+        )
+        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)
+    ]

@@ -1,0 +1,437 @@
+"""Callbacks of a condensation: evaluation, checkpoints, progress."""
+
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+from dc_lightning.condensation import CondensationModule
+from dc_lightning.errors import InputError
+from dc_lightning.evaluation import Group, Recipe, Score, check_networks, evaluate_sets, pool, random_set, whole_set
+from dc_lightning.parts import Spec
+from dc_lightning.results import Column, environment, now, print_table, write_results
+from dc_lightning.seeds import derive_seed
+from dc_lightning.synthetic import SyntheticSet
+
+
+class EvaluationCallback(Callback):
+    """Trains fresh networks on the synthetic set, tests them, and writes what was found.
+
+    It evaluates before the first iteration and after every `every_n`, if that is not 0, and always at the end. Each
+    time the set that is evaluated is written first: ``synthetic.pt`` and ``synthetic.png``, and the grid of every
+    evaluation under ``images/``; at the end ``results.json`` and a table.
+
+    Args:
+        networks: test networks, a list or a pool's name; see `dc_lightning.evaluation.pool`.
+        num_networks: networks of each architecture, 20 in the paper.
+        every_n: outer iterations between evaluations, 500 in the paper for S and SS; 0 evaluates at the end only.
+        random_baseline: evaluate random real images of the same budget beside it, a new draw for every network.
+        whole_set_epochs: epochs on the whole training set for the upper bound; 0 leaves it out.
+        whole_set_networks: networks of each architecture for the upper bound.
+        recipe: how networks are trained.
+        seed: of every draw of the evaluation.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        networks: str | list[Spec] = "S",
+        num_networks: int = 20,
+        every_n: int = 500,
+        random_baseline: bool = True,
+        whole_set_epochs: int = 0,
+        whole_set_networks: int = 1,
+        recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (
+            *(("num_networks", num_networks, 1), ("every_n", every_n, 0)),
+            *(("whole_set_epochs", whole_set_epochs, 0), ("whole_set_networks", whole_set_networks, 1)),
+        ):
+            if value < least:
+                raise InputError(f"evaluation.{name} must be at least {least}, got {value}.")
+        self.networks = networks
+        self.num_networks = num_networks
+        self.every_n = every_n
+        self.random_baseline = random_baseline
+        self.whole_set_epochs = whole_set_epochs
+        self.whole_set_networks = whole_set_networks
+        self.recipe = recipe
+        self.seed = seed
+        self.configuration: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
+        self._history: list[dict[str, Any]] = []
+        self._started, self._seconds_before = 0.0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was evaluated so far, and the time spent."""
+        return {"history": self._history, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self._history, self._seconds_before = state_dict["history"], state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return self._seconds_before + (time.monotonic() - self._started if self._started else 0.0)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out now, not after hours, what the evaluation at the end would stumble over."""
+        module = _condensation(pl_module)
+        check_networks(pool(self.networks, module.network_spec), module.data)
+        if trainer.is_global_zero:
+            _require_writable(_folder(trainer))
+
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates before every ``every_n``-th outer iteration, the first included: then a checkpoint is written."""
+        if self.every_n and trainer.current_epoch % self.every_n == 0:
+            self._evaluate(trainer, _condensation(pl_module), trainer.current_epoch)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates the final images and the baselines, writes the results and prints the table.
+
+        Here and not at the end of the training, which does not come again when a finished one is resumed.
+        """
+        module = _condensation(pl_module)
+        synthetic, scores = self._evaluate(trainer, module, trainer.current_epoch)
+        columns = [Column("DC", scores, len(synthetic)), *self._baselines(trainer, module)]
+        self._write(trainer, module, columns)
+
+    def _run(
+        self,
+        trainer: Trainer,
+        module: CondensationModule,
+        sets: list[SyntheticSet],
+        count: int,
+        title: str,
+        epochs: int | None = None,
+    ) -> list[Score]:
+        bar = trainer.progress_bar_callback
+        return evaluate_sets(
+            sets,
+            module.data,
+            pool(self.networks, module.network_spec),
+            count,
+            self.recipe,
+            self.seed,
+            trainer.strategy.root_device,
+            Group.of(trainer),
+            bar.evaluation if isinstance(bar, RunProgress) else None,
+            title,
+            epochs,
+        )
+
+    def _evaluate(
+        self, trainer: Trainer, module: CondensationModule, iteration: int
+    ) -> tuple[SyntheticSet, list[Score]]:
+        synthetic = module.synthetic_set(iteration)
+        if trainer.is_global_zero:
+            folder = _folder(trainer)
+            synthetic.save(folder / "synthetic.pt")
+            synthetic.save_grid(folder / "synthetic.png")
+            synthetic.save_grid(folder / "images" / f"iteration_{iteration:06d}.png")
+        scores = self._run(trainer, module, [synthetic], self.num_networks, f"evaluation after {iteration} iterations")
+        self._history.append({"iteration": iteration, "scores": [score.to_dict() for score in scores]})
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            for score in scores:
+                metrics = {f"accuracy/{score.network}": score.mean, f"accuracy_std/{score.network}": score.std}
+                trainer.logger.log_metrics(metrics, step=iteration)
+            trainer.logger.experiment.add_image("synthetic images", synthetic.grid(), iteration)
+        return synthetic, scores
+
+    def _baselines(self, trainer: Trainer, module: CondensationModule) -> list[Column]:
+        columns = []
+        if self.random_baseline:
+            seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
+            sets = [random_set(module.data, module.ipc, seed) for seed in seeds]
+            columns.append(Column("random", self._run(trainer, module, sets, 1, "random images"), len(sets[0])))
+        if self.whole_set_epochs:
+            whole = whole_set(module.data)
+            scores = self._run(
+                trainer, module, [whole], self.whole_set_networks, "whole set", self.whole_set_epochs - 1
+            )
+            columns.append(Column("whole set", scores, len(whole)))
+        return columns
+
+    def _write(self, trainer: Trainer, module: CondensationModule, columns: list[Column]) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = _folder(trainer)
+        self.results = {
+            "kind": "condensation",
+            "source": module.synthetic_set(trainer.current_epoch).source,
+            "columns": [column.to_dict() for column in columns],
+            "history": self._history,
+            "seed": self.seed,
+            "configuration": self.configuration or {"model": dict(module.hparams)},
+            "finished": now(),
+            "seconds": round(self._seconds(), 1),
+            "processes": trainer.world_size,
+            "device": str(trainer.strategy.root_device),
+            **environment(),
+        }
+        write_results(folder / "results.json", self.results)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            final = {
+                f"final/{column.name}/{score.network}": score.mean for column in columns for score in column.scores
+            }
+            trainer.logger.log_hyperparams(dict(module.hparams), final)
+        if isinstance(trainer.progress_bar_callback, RunProgress):
+            trainer.progress_bar_callback.close()
+        source = self.results["source"]
+        print_table(columns, f"{source['dataset']}, {source['ipc']} per class, condensed with {source['network']}")
+        Console(soft_wrap=True).print(
+            f"synthetic set  {folder / 'synthetic.pt'}\nimages         {folder / 'synthetic.png'}\n"
+            f"results        {folder / 'results.json'}\nTensorBoard    tensorboard --logdir {folder}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _condensation(module: LightningModule) -> CondensationModule:
+    assert isinstance(module, CondensationModule)
+    return module
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"The output folder '{folder}' cannot be written ({error.strerror}); give another by trainer.logger or "
+            "trainer.default_root_dir."
+        ) from error
+
+
+class Interrupted(BaseException):
+    """A signal ended the run; the message says what was saved and how to go on.
+
+    Args:
+        signum: the signal.
+        message: for the user.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class Checkpoints(ModelCheckpoint):
+    """Checkpoints every n outer iterations, and ``last.ckpt`` every minute, at the end, on Ctrl-C and SIGTERM.
+
+    The first Ctrl-C ends the run after the matching step at hand, or at once within an evaluation; it saves and says
+    how to go on. The second ends it at once and leaves the ``last.ckpt`` there is.
+
+    Args:
+        every_n: outer iterations between the checkpoints that are kept.
+        last_every_seconds: time between writes of ``last.ckpt``, at the end of a matching step.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(self, every_n: int = 100, last_every_seconds: float = 60.0) -> None:
+        if every_n < 1:
+            raise InputError(f"checkpoint.every_n must be at least 1 (outer iterations), got {every_n}.")
+        super().__init__(
+            filename="iteration_{iteration:06d}",
+            auto_insert_metric_name=False,
+            save_top_k=-1,
+            save_last=True,
+            every_n_epochs=every_n,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.last_every_seconds = last_every_seconds
+        self._saved_at = 0.0
+        self._signum: int | None = None
+        self._in_step = False
+        self._old_handlers: dict[int, Any] = {}
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, torch.Tensor]:
+        return {**super()._monitor_candidates(trainer), "iteration": torch.tensor(trainer.current_epoch + 1)}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over Ctrl-C and SIGTERM, where signals can be taken."""
+        self._saved_at, self._signum = time.monotonic(), None
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[signum] = signal.signal(signum, self._on_signal)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        while self._old_handlers:
+            signum, handler = self._old_handlers.popitem()
+            signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is None and self._in_step:
+            self._signum = signum
+            Console(stderr=True).print("\nStopping after this matching step; once more to stop at once.", markup=False)
+        else:
+            in_step, self._signum = self._in_step, signum
+            raise Interrupted(signum, "inside a step" if in_step else "between steps")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From here on the state is not whole until the step ends."""
+        self._in_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves between two matching steps of one outer iteration."""
+        if batch_idx + 1 < trainer.num_training_batches:
+            self._in_step = False
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves between two outer iterations."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._in_step = False
+        self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves before the evaluation at the end."""
+        self._save_now(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves what a signal interrupted between two steps."""
+        if isinstance(exception, Interrupted) and str(exception) == "between steps" and trainer.world_size == 1:
+            self._save_now(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        due = time.monotonic() - self._saved_at >= self.last_every_seconds
+        decide = trainer.strategy.reduce_boolean_decision
+        stop = decide(self._signum is not None, all=False)
+        if stop or decide(due, all=False):
+            self._save_now(trainer)
+        if stop:
+            raise Interrupted(self._signum or signal.SIGTERM, "after a step")
+
+    def _save_now(self, trainer: Trainer) -> None:
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._saved_at = time.monotonic()
+
+
+class RunProgress(ProgressBar):
+    """One bar over all outer iterations, and one for every evaluation; plain lines where there is no terminal.
+
+    Args:
+        lines: plain lines over the whole run, where there is no terminal.
+    """
+
+    def __init__(self, lines: int = 20) -> None:
+        super().__init__()
+        self.lines = lines
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._run: TaskID | None = None
+        self._evaluation: TaskID | None = None
+        self._line_at = 0.0
+
+    def disable(self) -> None:
+        """Lightning's, for all ranks but 0."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Lightning's."""
+        self._enabled = True
+
+    def _bars(self) -> Progress:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.fields[note]}"),
+                refresh_per_second=2,
+            )
+            self._progress.start()
+        return self._progress
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar."""
+        if not self._enabled:
+            return
+        bars = self._bars()
+        if bars.console.is_terminal:
+            self._run = bars.add_task(
+                "outer iterations", total=trainer.max_epochs, completed=trainer.current_epoch, note=""
+            )
+        self._started, self._first = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves the bar."""
+        if not self._enabled:
+            return
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        if self._run is not None and self._progress is not None:
+            self._progress.update(self._run, completed=done)
+            if time.monotonic() - self._line_at > 0.5:  # reading the loss waits for the device
+                self._line_at = time.monotonic()
+                self._progress.update(self._run, note=f"loss {_loss(pl_module):.3f}")
+        elif done == total or done % max(1, total // self.lines) == 0:
+            left = (time.monotonic() - self._started) / max(done - self._first, 1) * (total - done)
+            self._say(f"outer iteration {done}/{total}, loss {_loss(pl_module):.3f}, {left:.0f} s left")
+
+    def evaluation(self, title: str, done: int, total: int) -> None:
+        """Shows how far an evaluation is; see `dc_lightning.evaluation.Progress`."""
+        if not self._enabled:
+            return
+        bars = self._bars()
+        if not bars.console.is_terminal:
+            if done == total:
+                self._say(f"{title}: {total} networks")
+        elif done == total:
+            if self._evaluation is not None:
+                bars.remove_task(self._evaluation)
+            self._evaluation = None
+        elif self._evaluation is None:
+            self._evaluation = bars.add_task(title, total=total, note="")
+        else:
+            bars.update(self._evaluation, description=title, completed=done)
+
+    def _say(self, line: str) -> None:
+        self._bars().console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Ends the bars, so that a table can follow."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the bars."""
+        self.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the bars."""
+        self.close()
+
+
+def _loss(module: LightningModule) -> float:
+    return float(module.trainer.callback_metrics.get("matching_loss", math.nan))

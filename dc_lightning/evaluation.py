@@ -1,0 +1,416 @@
+"""Evaluation: train freshly initialised networks on a synthetic set, test them on the real test set.
+
+One code path scores every set: condensed, random, selected, the authors', the whole training set (paper, section 4.1;
+``evaluate_synset`` and ``epoch`` in ``utils.py`` of the authors' code).
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from dc_lightning.augmentation import Operation, augment
+from dc_lightning.data import CondensationDataModule
+from dc_lightning.errors import InputError
+from dc_lightning.parts import Spec, check_network, find_operation, make_network, part_name
+from dc_lightning.seeds import derive_generator, derive_seed
+from dc_lightning.synthetic import SyntheticSet
+
+POOLS: dict[str, list[Spec]] = {
+    "M": ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"],
+    "B": ["ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"],
+    "W": ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"],
+    "D": ["ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4"],
+    "A": ["ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"],
+    "P": ["ConvNetNP", "ConvNetMP", "ConvNetAP"],
+    "N": ["ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"],
+}
+"""Evaluation pools of the authors' code (``get_eval_pool``), besides ``S`` and ``SS``."""
+
+
+def pool(networks: str | Sequence[Spec], condensed_with: Spec) -> list[Spec]:
+    """The test networks that a pool's name or a list stands for.
+
+    Args:
+        networks: ``S``, the condensing network with its name cut at "BN", because a small set has no useful batch
+            statistics; ``SS``, the condensing network itself; a key of `POOLS`; one network's name; or a list.
+        condensed_with: the condensing network.
+
+    Raises:
+        InputError: if the list is empty.
+    """
+    if not isinstance(networks, str):
+        if not networks:
+            raise InputError("evaluation.networks is empty: name at least one test network, or a pool such as S or M.")
+        return list(networks)
+    if networks == "SS":
+        return [condensed_with]
+    if networks == "S":
+        is_plain = isinstance(condensed_with, str) and "." not in condensed_with
+        return [condensed_with.split("BN")[0] if is_plain and isinstance(condensed_with, str) else condensed_with]
+    return POOLS.get(networks, [networks])
+
+
+def _default_augmentation_by_network() -> dict[str, list[str]]:
+    return {"ConvNetBN": ["crop", "noise"]}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on a synthetic set (paper, appendix A).
+
+    Epochs are numbered 0..E as in the authors' code, so that E + 1 are run. After epoch E // 2 + 1 the learning rate
+    drops to a tenth, and the momentum starts anew: the authors' code makes a new optimizer there.
+
+    Args:
+        epochs: E without augmentation.
+        epochs_augmented: E with augmentation.
+        lr: learning rate of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        batch_size: images a step.
+        augmentation: operations of `dc_lightning.augmentation`, or import paths; None takes the dataset's
+            (MNIST: crop, scale, rotate; the others none).
+        augmentation_by_network: operations for single test networks, before all others (``get_daparam``).
+    """
+
+    epochs: int = 300
+    epochs_augmented: int = 1000
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    augmentation: list[str] | None = None
+    augmentation_by_network: dict[str, list[str]] = field(default_factory=_default_augmentation_by_network)
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("epochs_augmented", 0), ("batch_size", 1), ("lr", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"evaluation.recipe.{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in [*(self.augmentation or []), *sum(self.augmentation_by_network.values(), [])]:
+            find_operation(name)
+
+    def augmentation_for(self, network: Spec, data: CondensationDataModule) -> list[str]:
+        """Names of the operations for a test network on a dataset; an empty list is no augmentation."""
+        if part_name(network) in self.augmentation_by_network:
+            return self.augmentation_by_network[part_name(network)]
+        return list(data.augmentation) if self.augmentation is None else self.augmentation
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of the networks of one architecture that were trained on one kind of set.
+
+    Args:
+        network: name of the architecture.
+        accuracies: on the test set, in [0, 1], one a network.
+        seeds: of each network: its weights, the order of its batches, its augmentation.
+        epochs: E of the recipe; E + 1 were run.
+        augmentation: names of the operations.
+    """
+
+    network: str
+    accuracies: list[float]
+    seeds: list[int]
+    epochs: int
+    augmentation: list[str]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy, in [0, 1]."""
+        return fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation, as in the paper."""
+        return pstdev(self.accuracies)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, for results.json."""
+        return {**asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
+
+
+class _EpochBatches(Sampler[list[int]]):
+    """The shuffled batches of all epochs in a row: one loop over many batches is faster than many short ones."""
+
+    def __init__(self, count: int, batch_size: int, epochs: int, seed: int) -> None:
+        self.count, self.batch_size, self.epochs, self.seed = count, batch_size, epochs, seed
+        self.steps_per_epoch = -(-count // batch_size)
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = derive_generator(self.seed, "order")
+        for _ in range(self.epochs):
+            for rows in torch.randperm(self.count, generator=generator).split(self.batch_size):
+                yield rows.tolist()
+
+
+class ClassifierModule(LightningModule):
+    """One network in training by the recipe, and in testing.
+
+    Args:
+        network: the network.
+        num_classes: number of classes.
+        recipe: see `Recipe`.
+        lr_drop_step: step before which the learning rate drops and the momentum starts anew.
+        operations: augmentation, empty for none.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        recipe: Recipe,
+        lr_drop_step: int,
+        operations: Sequence[Operation] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.lr_drop_step = lr_drop_step
+        self.operations = operations
+        self.generator = derive_generator(seed, "augmentation")
+        # Ranks evaluate networks of their own: a metric that synchronised over them would mix or hang.
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum and weight decay."""
+        recipe = self.recipe
+        return torch.optim.SGD(
+            self.network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Drops learning rate and momentum buffers where the recipe says."""
+        if batch_idx == self.lr_drop_step:
+            optimizer = self.trainer.optimizers[0]
+            optimizer.state.clear()
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.1
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one augmented batch."""
+        images, labels = batch
+        if self.operations:
+            images = augment(images, self.operations, self.generator)
+        return cross_entropy(self.network(images), labels)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Counts what is classified right."""
+        images, labels = batch
+        self.accuracy.update(self.network(images), labels)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what Lightning says at every start of a Trainer from being said for each of many networks."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def train_and_test(
+    images: Tensor,
+    labels: Tensor,
+    network: Spec,
+    data: CondensationDataModule,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+) -> tuple[float, nn.Module]:
+    """Trains one fresh network on the images and tests it on the test set.
+
+    Args:
+        images: float, ``(n, C, H, W)``, normalised.
+        labels: int64, ``(n,)``.
+        network: see `dc_lightning.parts`.
+        data: gives the test set.
+        recipe: how to train.
+        seed: of the weights, the order of the batches and the augmentation.
+        device: where to train.
+        epochs: E in place of the recipe's.
+
+    Returns:
+        Accuracy on the test set in [0, 1], and the network.
+    """
+    model = make_network(network, data.channels, data.num_classes, data.image_size, seed)
+    augmentation = recipe.augmentation_for(network, data)
+    if epochs is None:
+        epochs = recipe.epochs_augmented if augmentation else recipe.epochs
+    batches = _EpochBatches(len(labels), recipe.batch_size, epochs + 1, seed)
+    module = ClassifierModule(
+        model,
+        data.num_classes,
+        recipe,
+        lr_drop_step=(epochs // 2 + 2) * batches.steps_per_epoch,
+        operations=[find_operation(name) for name in augmentation],
+        seed=seed,
+    )
+    # Trainer's own hooks must not run under the inference mode of a surrounding test loop.
+    with _quiet(), torch.inference_mode(False), torch.enable_grad():
+        tensors = TensorDataset(images.detach().clone().to(device), labels.clone().to(device))
+        trainer = Trainer(
+            max_epochs=1,
+            strategy=SingleDeviceStrategy(device=device),
+            accelerator=device.type if device.type in ("cpu", "cuda", "mps") else "auto",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, train_dataloaders=DataLoader(tensors, sampler=batches, batch_size=None))
+        trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
+    return float(module.accuracy.compute()), module.network
+
+
+@dataclass(frozen=True)
+class Group:
+    """Who shares the work: this process' number, how many there are, and how they sum a tensor."""
+
+    rank: int = 0
+    size: int = 1
+    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Group":
+        """The processes of a Trainer."""
+        return cls(
+            trainer.global_rank, trainer.world_size, lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
+        )
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how many networks are done, and of how many."""
+
+
+def evaluate_sets(
+    sets: Sequence[SyntheticSet],
+    data: CondensationDataModule,
+    networks: Sequence[Spec],
+    num_networks: int,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    group: Group | None = None,
+    progress: Progress | None = None,
+    title: str = "evaluation",
+    epochs: int | None = None,
+) -> list[Score]:
+    """Accuracies of fresh networks of each architecture, each trained on one of the sets.
+
+    The networks are spread over the processes of the group; seeds and accuracies do not depend on their number.
+
+    Args:
+        sets: as many as there are experiments.
+        data: see `train_and_test`.
+        networks: the architectures.
+        num_networks: of each architecture on each set.
+        recipe: how to train.
+        seed: every network's own seed is derived from it, from the architecture and from its number.
+        device: where this process trains.
+        group: processes that share the work.
+        progress: see `Progress`.
+        title: what is evaluated, for ``progress``.
+        epochs: E in place of the recipe's.
+
+    Returns:
+        One `Score` an architecture, with ``len(sets) * num_networks`` accuracies, set by set.
+    """
+    group = group or Group()
+    for synthetic in sets:
+        check_fits(synthetic, data)
+    sets = [synthetic.renormalized(data.mean, data.std) for synthetic in sets]
+    jobs = [(network, number) for network in networks for number in range(len(sets) * num_networks)]
+    seeds = [derive_seed(seed, "evaluation", part_name(network), number) for network, number in jobs]
+    accuracies = torch.zeros(len(jobs), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
+    data.move(device)
+    mine = range(group.rank, len(jobs), group.size)
+    for done, index in enumerate(mine):
+        network, number = jobs[index]
+        if progress:
+            progress(f"{title}, {part_name(network)}", done, len(mine))
+        chosen = sets[number // num_networks]
+        accuracies[index], _ = train_and_test(
+            chosen.images, chosen.labels, network, data, recipe, seeds[index], device, epochs
+        )
+    if progress:
+        progress(title, len(mine), len(mine))
+    values = group.reduce(accuracies).tolist()
+    scores, each = [], len(sets) * num_networks
+    for position, network in enumerate(networks):
+        rows = slice(position * each, (position + 1) * each)
+        augmentation = recipe.augmentation_for(network, data)
+        default = recipe.epochs_augmented if augmentation else recipe.epochs
+        scores.append(
+            Score(
+                part_name(network), values[rows], seeds[rows], default if epochs is None else epochs, augmentation
+            )
+        )
+    return scores
+
+
+def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
+    """Makes sure that a set belongs to the data.
+
+    Raises:
+        InputError: if classes, channels or image size differ; names what differs.
+    """
+    ours = {
+        "classes": synthetic.num_classes,
+        "channels": synthetic.images.shape[1],
+        "image size": tuple(synthetic.images.shape[2:]),
+    }
+    theirs = {"classes": data.num_classes, "channels": data.channels, "image size": tuple(data.image_size)}
+    differing = [f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if differing:
+        raise InputError(
+            f"The synthetic set does not fit the data {data.name}: {', '.join(differing)}; take the data it was made for."
+        )
+
+
+def check_networks(networks: Sequence[Spec], data: CondensationDataModule) -> None:
+    """Makes sure that every test network exists and takes the images, before anything long starts."""
+    for network in networks:
+        check_network(network, data.channels, data.num_classes, data.image_size)
+
+
+def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSet:
+    """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
+    assert data.real is not None
+    draws = [
+        data.real.draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)
+    ]
+    labels = torch.cat([torch.full((len(draw),), label) for label, draw in enumerate(draws)])
+    source: Mapping[str, Any] = {"method": "random", "dataset": data.name, "ipc": ipc, "seed": seed}
+    return SyntheticSet(torch.cat(draws).cpu(), labels, data.mean, data.std, data.class_names, dict(source))
+
+
+def whole_set(data: CondensationDataModule) -> SyntheticSet:
+    """All training images: what a synthetic set is to come close to."""
+    assert data.real is not None
+    labels, order = data.real.labels.sort(stable=True)
+    source = {"method": "whole set", "dataset": data.name}
+    return SyntheticSet(data.real.take(order), labels, data.mean, data.std, data.class_names, source)

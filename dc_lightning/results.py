@@ -1,0 +1,99 @@
+"""What a run found: results.json, and the table in the terminal."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dc_lightning.evaluation import Score
+from dc_lightning.synthetic import write_whole
+
+FORMAT = "dc_lightning results 1"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The scores of one kind of set, a column of the table.
+
+    Args:
+        name: such as DC, random, whole set.
+        scores: one an architecture.
+        training_images: how many images each network was trained on.
+    """
+
+    name: str
+    scores: list[Score]
+    training_images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "name": self.name,
+            "training_images": self.training_images,
+            "scores": [score.to_dict() for score in self.scores],
+        }
+
+
+def percent(score: Score) -> str:
+    """Mean, population standard deviation and n, in percent: ``70.5 ± 0.6 (n=20)``."""
+    return f"{100 * score.mean:.1f} ± {100 * score.std:.1f} (n={len(score.accuracies)})"
+
+
+def print_table(columns: Sequence[Column], title: str, console: Console | None = None) -> None:
+    """One row a test network, one column a kind of set; what was not run stays blank."""
+    table = Table(title=title, caption="test accuracy in %, mean ± population std over n networks")
+    table.add_column("test network")
+    for column in columns:
+        images = "image" if column.training_images == 1 else "images"
+        table.add_column(f"{column.name}\n{column.training_images} {images}", justify="right")
+    found = [{score.network: score for score in column.scores} for column in columns]
+    networks = list(dict.fromkeys(score.network for column in columns for score in column.scores))
+    for network in networks:
+        table.add_row(network, *(percent(scores[network]) if network in scores else "" for scores in found))
+    (console or Console()).print(table)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as far as they bear on figures."""
+    versions = {"python": platform.python_version()}
+    for package in ("dc_lightning", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    hardware: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"versions": versions, "hardware": hardware, "system": platform.platform()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_results(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes results.json, whole or not at all."""
+    write_whole(path, json.dumps({"format": FORMAT, **content}, indent=2).encode())
