@@ -26,7 +26,7 @@ _HOMES = {
     "load_synthetic": "synthetic",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 (names made above)
+__all__ = 
 
 
 def __getattr__(name: str) -> Any:

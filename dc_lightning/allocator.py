@@ -19,4 +19,5 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL("libc.so.6")
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**30))
-    return all([libc.mallopt(name, value) == 1 for name, value in settings])
+    done = [libc.mallopt(name, value) == 1 for name, value in settings]  # all of them, whatever the first says
+    return all(done)

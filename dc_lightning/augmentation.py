@@ -58,7 +58,9 @@ def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     fill = mean.view(1, -1, 1, 1)
     padded = pad(images - fill, [_CROP_PADDING] * 4) + fill
     offsets = torch.randint(2 * _CROP_PADDING, (2, count, 1), generator=generator).to(images.device, non_blocking=True)
-    rows, columns = (offset + torch.arange(size, device=images.device) for offset, size in zip(offsets, (height, width)))
+    rows, columns = (
+        offset + torch.arange(size, device=images.device) for offset, size in zip(offsets, (height, width))
+    )
     return _gather(padded, rows[:, :, None], columns[:, None, :])
 
 

@@ -1,6 +1,5 @@
 """Callbacks of a condensation: evaluation, checkpoints, progress."""
 
-import math
 import signal
 import threading
 import time
@@ -13,12 +12,30 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from dc_lightning.condensation import CondensationModule
+from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
-from dc_lightning.evaluation import Group, Recipe, Score, check_networks, evaluate_sets, pool, random_set, whole_set
+from dc_lightning.evaluation import (
+    Group,
+    Recipe,
+    Score,
+    check_fits,
+    check_networks,
+    evaluate_sets,
+    pool,
+    random_set,
+    whole_set,
+)
 from dc_lightning.parts import Spec
 from dc_lightning.results import Column, environment, now, print_table, write_results
 from dc_lightning.seeds import derive_seed
@@ -92,7 +109,7 @@ class EvaluationCallback(Callback):
         module = _condensation(pl_module)
         check_networks(pool(self.networks, module.network_spec), module.data)
         if trainer.is_global_zero:
-            _require_writable(_folder(trainer))
+            require_writable(_folder(trainer))
 
         self._started = time.monotonic()
 
@@ -108,13 +125,43 @@ class EvaluationCallback(Callback):
         """
         module = _condensation(pl_module)
         synthetic, scores = self._evaluate(trainer, module, trainer.current_epoch)
-        columns = [Column("DC", scores, len(synthetic)), *self._baselines(trainer, module)]
+        baselines = self._baselines(trainer, module.data, pool(self.networks, module.network_spec), module.ipc)
+        columns = [Column("DC", scores, len(synthetic)), *baselines]
         self._write(trainer, module, columns)
+
+    def note_configuration(self, configuration: dict[str, Any]) -> None:
+        """Keeps the whole configuration of the run for results.json."""
+        self.configuration = configuration
+
+    def check_sets(
+        self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec
+    ) -> None:
+        """Finds out before the evaluation of saved sets what it would stumble over."""
+        for synthetic in sets:
+            check_fits(synthetic, data)
+        check_networks(pool(self.networks, condensed_with), data)
+        if trainer.is_global_zero:
+            require_writable(_folder(trainer))
+
+    def evaluate_saved(
+        self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec, path: str
+    ) -> None:
+        """Evaluates sets that were saved, several as the experiments of one table cell, and the baselines."""
+        self._started = time.monotonic()
+        networks = pool(self.networks, condensed_with)
+        scores = self._run(trainer, data, networks, sets, self.num_networks, "evaluation")
+        column = Column(str(sets[0].source.get("method", "synthetic")), scores, len(sets[0]))
+        columns = [column, *self._baselines(trainer, data, networks, sets[0].ipc)]
+        self._publish(trainer, columns, {"kind": "evaluation", "source": sets[0].source, "sets": len(sets)})
+        if trainer.is_global_zero:
+            print_table(columns, f"{data.name}, {sets[0].ipc} per class, {path}")
+            _say(f"results        {_folder(trainer) / 'results.json'}")
 
     def _run(
         self,
         trainer: Trainer,
-        module: CondensationModule,
+        data: CondensationDataModule,
+        networks: list[Spec],
         sets: list[SyntheticSet],
         count: int,
         title: str,
@@ -123,8 +170,8 @@ class EvaluationCallback(Callback):
         bar = trainer.progress_bar_callback
         return evaluate_sets(
             sets,
-            module.data,
-            pool(self.networks, module.network_spec),
+            data,
+            networks,
             count,
             self.recipe,
             self.seed,
@@ -144,7 +191,9 @@ class EvaluationCallback(Callback):
             synthetic.save(folder / "synthetic.pt")
             synthetic.save_grid(folder / "synthetic.png")
             synthetic.save_grid(folder / "images" / f"iteration_{iteration:06d}.png")
-        scores = self._run(trainer, module, [synthetic], self.num_networks, f"evaluation after {iteration} iterations")
+        networks = pool(self.networks, module.network_spec)
+        title = f"evaluation after {iteration} iterations"
+        scores = self._run(trainer, module.data, networks, [synthetic], self.num_networks, title)
         self._history.append({"iteration": iteration, "scores": [score.to_dict() for score in scores]})
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
             for score in scores:
@@ -153,53 +202,59 @@ class EvaluationCallback(Callback):
             trainer.logger.experiment.add_image("synthetic images", synthetic.grid(), iteration)
         return synthetic, scores
 
-    def _baselines(self, trainer: Trainer, module: CondensationModule) -> list[Column]:
+    def _baselines(
+        self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], ipc: int
+    ) -> list[Column]:
         columns = []
         if self.random_baseline:
             seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
-            sets = [random_set(module.data, module.ipc, seed) for seed in seeds]
-            columns.append(Column("random", self._run(trainer, module, sets, 1, "random images"), len(sets[0])))
+            sets = [random_set(data, ipc, seed) for seed in seeds]
+            scores = self._run(trainer, data, networks, sets, 1, "random images")
+            columns.append(Column("random", scores, len(sets[0])))
         if self.whole_set_epochs:
-            whole = whole_set(module.data)
-            scores = self._run(
-                trainer, module, [whole], self.whole_set_networks, "whole set", self.whole_set_epochs - 1
-            )
+            whole, count = whole_set(data), self.whole_set_networks
+            scores = self._run(trainer, data, networks, [whole], count, "whole set", self.whole_set_epochs - 1)
             columns.append(Column("whole set", scores, len(whole)))
         return columns
 
-    def _write(self, trainer: Trainer, module: CondensationModule, columns: list[Column]) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder = _folder(trainer)
+    def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
         self.results = {
-            "kind": "condensation",
-            "source": module.synthetic_set(trainer.current_epoch).source,
+            **content,
             "columns": [column.to_dict() for column in columns],
-            "history": self._history,
             "seed": self.seed,
-            "configuration": self.configuration or {"model": dict(module.hparams)},
+            "configuration": self.configuration,
             "finished": now(),
             "seconds": round(self._seconds(), 1),
             "processes": trainer.world_size,
             "device": str(trainer.strategy.root_device),
             **environment(),
         }
-        write_results(folder / "results.json", self.results)
+        if trainer.is_global_zero:
+            write_results(_folder(trainer) / "results.json", self.results)
+        if isinstance(trainer.progress_bar_callback, RunProgress):
+            trainer.progress_bar_callback.close()
+
+    def _write(self, trainer: Trainer, module: CondensationModule, columns: list[Column]) -> None:
+        source = module.synthetic_set(trainer.current_epoch).source
+        self.configuration = self.configuration or {"model": dict(module.hparams)}
+        self._publish(trainer, columns, {"kind": "condensation", "source": source, "history": self._history})
+        if not trainer.is_global_zero:
+            return
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {
                 f"final/{column.name}/{score.network}": score.mean for column in columns for score in column.scores
             }
             trainer.logger.log_hyperparams(dict(module.hparams), final)
-        if isinstance(trainer.progress_bar_callback, RunProgress):
-            trainer.progress_bar_callback.close()
-        source = self.results["source"]
         print_table(columns, f"{source['dataset']}, {source['ipc']} per class, condensed with {source['network']}")
-        Console(soft_wrap=True).print(
+        folder = _folder(trainer)
+        _say(
             f"synthetic set  {folder / 'synthetic.pt'}\nimages         {folder / 'synthetic.png'}\n"
-            f"results        {folder / 'results.json'}\nTensorBoard    tensorboard --logdir {folder}",
-            highlight=False,
-            markup=False,
+            f"results        {folder / 'results.json'}\nTensorBoard    tensorboard --logdir {folder}"
         )
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 def _condensation(module: LightningModule) -> CondensationModule:
@@ -211,7 +266,7 @@ def _folder(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -384,19 +439,22 @@ class RunProgress(ProgressBar):
             )
         self._started, self._first = time.monotonic(), trainer.current_epoch
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Moves the bar."""
         if not self._enabled:
             return
-        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        module, total = _condensation(pl_module), trainer.max_epochs or 0
+        done = trainer.current_epoch + (batch_idx + 1) / module.outer_steps
         if self._run is not None and self._progress is not None:
-            self._progress.update(self._run, completed=done)
-            if time.monotonic() - self._line_at > 0.5:  # reading the loss waits for the device
+            if time.monotonic() - self._line_at > 0.5 or done == total:  # reading the loss waits for the device
                 self._line_at = time.monotonic()
-                self._progress.update(self._run, note=f"loss {_loss(pl_module):.3f}")
+                self._progress.update(self._run, completed=done, note=f"loss {float(module.matching_loss):.3f}")
         elif done == total or done % max(1, total // self.lines) == 0:
             left = (time.monotonic() - self._started) / max(done - self._first, 1) * (total - done)
-            self._say(f"outer iteration {done}/{total}, loss {_loss(pl_module):.3f}, {left:.0f} s left")
+            loss = float(module.matching_loss)
+            self._say(f"outer iteration {int(done)}/{total}, loss {loss:.3f}, {left:.0f} s left")
 
     def evaluation(self, title: str, done: int, total: int) -> None:
         """Shows how far an evaluation is; see `dc_lightning.evaluation.Progress`."""
@@ -431,7 +489,3 @@ class RunProgress(ProgressBar):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the bars."""
         self.close()
-
-
-def _loss(module: LightningModule) -> float:
-    return float(module.trainer.callback_metrics.get("matching_loss", math.nan))

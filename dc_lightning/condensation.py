@@ -110,7 +110,8 @@ class CondensationModule(LightningModule):
         # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
         self._unregistered: dict[str, nn.Module] = {}
         self._resumed_network: dict[str, Tensor] | None = None
-        self._losses = torch.zeros(())  # sum over the steps of this outer iteration
+        self._losses = torch.zeros(())  # sum over classes and the steps of this outer iteration
+        self._steps = 0
 
     @property
     def data(self) -> CondensationDataModule:
@@ -173,17 +174,23 @@ class CondensationModule(LightningModule):
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
         self.optimizers().step()
         self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
+        self._steps = batch_idx + 1
 
         if batch_idx < self.outer_steps - 1:
             self.train_network(network, batch_idx)
 
+    @property
+    def matching_loss(self) -> Tensor:
+        """Mean over classes and the steps so far of this outer iteration, a scalar on the device."""
+        return self._losses / (self.data.num_classes * max(self._steps, 1))
+
     def on_train_epoch_end(self) -> None:
-        """Logs the mean matching loss of a class and step, and stops where it, or an image, is no number.
+        """Logs the matching loss of the outer iteration, and stops where it, or an image, is no number.
 
         Raises:
             InputError: if so; the checkpoints are from before.
         """
-        loss = self._losses / (self.data.num_classes * self.outer_steps)
+        loss = self.matching_loss
         iteration = self.current_epoch + 1
         if not bool(loss.isfinite() & self.images.isfinite().all()):
             raise InputError(

@@ -292,7 +292,7 @@ def to_tensor(image: Any) -> Tensor:
         raise InputError(f"An image must have shape (C, H, W) or (H, W), got {tuple(tensor.shape)}.")
     if tensor.dtype == torch.uint8:
         return tensor
-    if tensor.is_floating_point() and 0 <= float(tensor.min()) and float(tensor.max()) <= 1:
+    if tensor.is_floating_point() and float(tensor.min()) >= 0 and float(tensor.max()) <= 1:
         return tensor.float()
     raise InputError(
         f"A dataset must give images as uint8 or as floats in [0, 1], got {tensor.dtype} in "
@@ -383,7 +383,7 @@ class _Torchvision(CondensationDataModule):
 
     @abstractmethod
     def _dataset(self, train: bool, download: bool = False) -> Any:
-        """torchvision's dataset of one split."""
+        """Torchvision's dataset of one split."""
 
     @abstractmethod
     def _tensors(self, dataset: Any) -> Split:

@@ -365,9 +365,7 @@ def evaluate_sets(
         augmentation = recipe.augmentation_for(network, data)
         default = recipe.epochs_augmented if augmentation else recipe.epochs
         scores.append(
-            Score(
-                part_name(network), values[rows], seeds[rows], default if epochs is None else epochs, augmentation
-            )
+            Score(part_name(network), values[rows], seeds[rows], default if epochs is None else epochs, augmentation)
         )
     return scores
 
@@ -400,9 +398,7 @@ def check_networks(networks: Sequence[Spec], data: CondensationDataModule) -> No
 def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSet:
     """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
     assert data.real is not None
-    draws = [
-        data.real.draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)
-    ]
+    draws = [data.real.draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
     labels = torch.cat([torch.full((len(draw),), label) for label, draw in enumerate(draws)])
     source: Mapping[str, Any] = {"method": "random", "dataset": data.name, "ipc": ipc, "seed": seed}
     return SyntheticSet(torch.cat(draws).cpu(), labels, data.mean, data.std, data.class_names, dict(source))

@@ -237,9 +237,7 @@ class _BasicBlock(nn.Module):
         self.norm2 = norm()
         self.shortcut = nn.Sequential()
         if stride != 1 or before != filters:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, filters, 1, stride=conv_stride, bias=False), pool, norm()
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(before, filters, 1, stride=conv_stride, bias=False), pool, norm())
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = self.pool(torch.relu(self.norm1(self.conv1(inputs))))

@@ -1,0 +1,179 @@
+"""The command line: ``dc-lightning fit`` and ``dc-lightning evaluate``, on LightningCLI."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+from dc_lightning.allocator import keep_freed_memory
+from dc_lightning.callbacks import Checkpoints, EvaluationCallback, Interrupted, RunProgress
+from dc_lightning.condensation import CondensationModule
+from dc_lightning.data import CondensationDataModule
+from dc_lightning.errors import InputError
+from dc_lightning.synthetic import load_synthetic
+
+
+class CondensationTrainer(Trainer):
+    """Lightning's Trainer with a further entry point."""
+
+    def evaluate(
+        self,
+        model: CondensationModule,
+        datamodule: CondensationDataModule,
+        synthetic: str,
+        experiment: int | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Scores a saved synthetic set by the recipe of the evaluation.
+
+        Args:
+            model: names the condensing network, for the pools S and SS.
+            datamodule: the data that the set was made for.
+            synthetic: a file of ours, a published file of the authors', or a folder of images.
+            experiment: number of one set in an authors' file; None takes all of them.
+            ckpt_path: not used; here, so that the configuration of a fit can be given.
+            weights_only: not used; likewise.
+        """
+        callback = next(part for part in self.callbacks if isinstance(part, EvaluationCallback))
+        self.test(_Evaluation(model, datamodule, callback, synthetic, experiment), verbose=False)
+
+
+class _Evaluation(LightningModule):
+    """Runs the evaluation inside a Trainer, which starts and joins the processes."""
+
+    def __init__(
+        self,
+        model: CondensationModule,
+        data: CondensationDataModule,
+        callback: EvaluationCallback,
+        path: str,
+        experiment: int | None,
+    ) -> None:
+        super().__init__()
+        self.model_spec, self.data, self.callback = model.network_spec, data, callback
+        self.path, self.experiment = path, experiment
+
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        self.data.setup(stage)
+        names = self.data.class_names
+        self.sets = load_synthetic(self.path, self.data.mean, self.data.std, names)
+        if self.experiment is not None:
+            if not 0 <= self.experiment < len(self.sets):
+                raise InputError(
+                    f"experiment must be in 0..{len(self.sets) - 1}, as '{self.path}' has {len(self.sets)} synthetic "
+                    f"sets; got {self.experiment}."
+                )
+            self.sets = [self.sets[self.experiment]]
+        self.callback.check_sets(self.trainer, self.data, self.sets, self.model_spec)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader([0])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, self.path)
+
+
+def _seed(value: int | bool | None) -> int:
+    if value is None or isinstance(value, bool):
+        raise InputError(f"seed_everything must be an integer, from which every random draw is derived; got {value}.")
+    return value
+
+
+class CondensationCLI(LightningCLI):
+    """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the keys ``evaluation``, ``checkpoint`` and ``keep_freed_memory``, and links the seed."""
+        parser.add_lightning_class_args(EvaluationCallback, "evaluation")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument(
+            "--keep_freed_memory",
+            type=bool,
+            default=True,
+            help="Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory.",
+        )
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What ``dc-lightning`` can be told to do."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "evaluate": {"model", "datamodule"},
+        }
+
+    def before_instantiate_classes(self) -> None:
+        """Sets the allocator before the first tensor."""
+        if self._configuration().keep_freed_memory:
+            keep_freed_memory()
+
+    def _configuration(self) -> Namespace:
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def after_instantiate_classes(self) -> None:
+        """Notes the configuration in the results."""
+        self._dump_config()
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, EvaluationCallback):
+                callback.note_configuration(self.config_dump)
+
+
+def _run(args: Sequence[str] | None) -> None:
+    CondensationCLI(
+        CondensationModule,
+        CondensationDataModule,
+        trainer_class=CondensationTrainer,
+        trainer_defaults={
+            "max_epochs": 1000,
+            "logger": {
+                "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
+            },
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "callbacks": [RunProgress()],
+        },
+        seed_everything_default=0,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        args=args,
+        parser_kwargs={name: {"default_env": False} for name in ("fit", "evaluate")},
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: the words of the command; those of the process if None.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 128 and the signal's number where one ended the run.
+    """
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    try:
+        _run(args)
+    except (InputError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"{stop}", file=sys.stderr)
+        return 128 + stop.signum
+    return 0
