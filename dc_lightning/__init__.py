@@ -26,7 +26,19 @@ _HOMES = {
     "load_synthetic": "synthetic",
 }
 
-__all__ = 
+__all__ = [
+    "Checkpoints",
+    "CondensationDataModule",
+    "CondensationModule",
+    "EvaluationCallback",
+    "InputError",
+    "Recipe",
+    "RunProgress",
+    "SyntheticSet",
+    "__version__",
+    "evaluate_sets",
+    "load_synthetic",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """The evaluation's augmentation: for every image one operation, drawn uniformly, all images of a batch at once.
 
-The distributions are those of ``augment`` in ``utils.py`` of the authors' code, which goes image by image through SciPy.
+The distributions are those of ``augment`` (``utils.py`` of the authors' code), which goes image by image.
 An operation is any callable ``(images, generator, mean) -> images``.
 """
 
@@ -58,9 +58,8 @@ def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     fill = mean.view(1, -1, 1, 1)
     padded = pad(images - fill, [_CROP_PADDING] * 4) + fill
     offsets = torch.randint(2 * _CROP_PADDING, (2, count, 1), generator=generator).to(images.device, non_blocking=True)
-    rows, columns = (
-        offset + torch.arange(size, device=images.device) for offset, size in zip(offsets, (height, width))
-    )
+    rows = offsets[0] + torch.arange(height, device=images.device)
+    columns = offsets[1] + torch.arange(width, device=images.device)
     return _gather(padded, rows[:, :, None], columns[:, None, :])
 
 

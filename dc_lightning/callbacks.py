@@ -154,7 +154,7 @@ class EvaluationCallback(Callback):
         columns = [column, *self._baselines(trainer, data, networks, sets[0].ipc)]
         self._publish(trainer, columns, {"kind": "evaluation", "source": sets[0].source, "sets": len(sets)})
         if trainer.is_global_zero:
-            print_table(columns, f"{data.name}, {sets[0].ipc} per class, {path}")
+            print_table(columns, f"{data.dataset_name}, {sets[0].ipc} per class, {path}")
             _say(f"results        {_folder(trainer) / 'results.json'}")
 
     def _run(
@@ -267,6 +267,11 @@ def _folder(trainer: Trainer) -> Path:
 
 
 def require_writable(folder: Path) -> None:
+    """Makes the folder of the results.
+
+    Raises:
+        InputError: if it cannot be made or written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

@@ -4,13 +4,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dc_lightning.allocator import keep_freed_memory
 from dc_lightning.callbacks import Checkpoints, EvaluationCallback, Interrupted, RunProgress
@@ -42,7 +42,7 @@ class CondensationTrainer(Trainer):
             ckpt_path: not used; here, so that the configuration of a fit can be given.
             weights_only: not used; likewise.
         """
-        callback = next(part for part in self.callbacks if isinstance(part, EvaluationCallback))
+        callback = next(part for part in _callbacks(self) if isinstance(part, EvaluationCallback))
         self.test(_Evaluation(model, datamodule, callback, synthetic, experiment), verbose=False)
 
 
@@ -78,10 +78,14 @@ class _Evaluation(LightningModule):
         self.callback.check_sets(self.trainer, self.data, self.sets, self.model_spec)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader([0])
+        return DataLoader(cast(Dataset, [0]))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, self.path)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _seed(value: int | bool | None) -> int:
@@ -120,12 +124,12 @@ class CondensationCLI(LightningCLI):
             keep_freed_memory()
 
     def _configuration(self) -> Namespace:
-        return self.config[self.subcommand] if self.subcommand else self.config
+        return cast(Namespace, self.config[self.subcommand])
 
     def after_instantiate_classes(self) -> None:
         """Notes the configuration in the results."""
         self._dump_config()
-        for callback in self.trainer.callbacks:
+        for callback in _callbacks(self.trainer):
             if isinstance(callback, EvaluationCallback):
                 callback.note_configuration(self.config_dump)
 
@@ -151,7 +155,7 @@ def _run(args: Sequence[str] | None) -> None:
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
-        args=args,
+        args=None if args is None else list(args),
         parser_kwargs={name: {"default_env": False} for name in ("fit", "evaluate")},
     )
 

@@ -172,7 +172,9 @@ class CondensationModule(LightningModule):
             loss += distance
 
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
-        self.optimizers().step()
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.step()
         self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
         self._steps = batch_idx + 1
 
@@ -278,7 +280,7 @@ class CondensationModule(LightningModule):
             class_names=data.class_names,
             source={
                 "method": "gradient matching",
-                "dataset": data.name,
+                "dataset": data.dataset_name,
                 "network": part_name(self.network_spec),
                 "distance": part_name(self.distance_spec),
                 "ipc": self.ipc,

@@ -184,7 +184,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         """Reads the training and the test split, and the names of the classes."""
 
     @property
-    def name(self) -> str:
+    def dataset_name(self) -> str:
         """Name of the dataset, in results and titles."""
         return type(self).__name__
 
@@ -207,24 +207,26 @@ class CondensationDataModule(LightningDataModule, ABC):
         few = [n for n in self.real.counts() if n < self.batch_real]
         if few:
             rank_zero_info(
-                f"{self.name}: {len(few)} of {self.num_classes} classes have fewer than batch_real={self.batch_real} "
+                f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than batch_real={self.batch_real} "
                 f"training images (the smallest {min(few)}); their matching steps use all they have."
             )
 
     def _check_labels(self, train: Tensor, test: Tensor) -> None:
         if not len(test):
-            raise InputError(f"{self.name} has no test images, so nothing could be evaluated; add a test split.")
+            raise InputError(
+                f"{self.dataset_name} has no test images, so nothing could be evaluated; add a test split."
+            )
         for split, labels in (("training", train), ("test", test)):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise InputError(
-                    f"{self.name}: {split} labels must be in 0..{self.num_classes - 1}, one for each class name, got "
+                    f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each class name, got "
                     f"{int(labels.min())}..{int(labels.max())}."
                 )
         counts = torch.bincount(train, minlength=self.num_classes)
         empty = [f"{label} ({self.class_names[label]})" for label in range(self.num_classes) if not counts[label]]
         if empty:
             raise InputError(
-                f"{self.name}: every class needs at least one training image, but there is none of class "
+                f"{self.dataset_name}: every class needs at least one training image, but there is none of class "
                 f"{', '.join(empty)}; add images or leave the class out."
             )
 
@@ -321,7 +323,8 @@ def _measure(images: Tensor | Dataset, most: int = 10_000) -> tuple[tuple[float,
 
 def _stack(dataset: Dataset) -> Split:
     """All images of a dataset of (image, label), of one size, in memory."""
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[int] = []
     for row in range(len(cast(Sequence, dataset))):
         image, label = dataset[row]
         tensor = to_tensor(image)
@@ -344,6 +347,7 @@ class Digits(CondensationDataModule):
     """
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """See `CondensationDataModule.load`."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -412,12 +416,13 @@ class _Torchvision(CondensationDataModule):
                 expected = ", ".join(str(Path(self.root, file)) for file in self.files)
                 cause = "could not be downloaded" if self.download else "data.download is false"
                 raise InputError(
-                    f"{self.name} is not complete in '{self.root}' and {cause} "
+                    f"{self.dataset_name} is not complete in '{self.root}' and {cause} "
                     f"({' '.join(str(reason).split())[:200]}); put these files there, or point data.root at them: "
                     f"{expected}."
                 ) from reason
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """See `CondensationDataModule.load`."""
         train, test = self._dataset(True), self._dataset(False)
         return self._tensors(train), self._tensors(test), self._names(train)
 
@@ -538,7 +543,8 @@ class ImageFolder(CondensationDataModule):
         self.test_fraction = test_fraction
 
     @property
-    def name(self) -> str:
+    def dataset_name(self) -> str:
+        """Name of the folder."""
         return Path(self.root).resolve().name
 
     def _tree(self, folder: Path) -> datasets.ImageFolder:
@@ -559,6 +565,7 @@ class ImageFolder(CondensationDataModule):
         return tree
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """See `CondensationDataModule.load`."""
         root = Path(self.root)
         test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
         if (root / "train").is_dir() and test_folder is not None:
@@ -621,10 +628,12 @@ class TorchDataset(CondensationDataModule):
         self._name = type(self).__name__
 
     @property
-    def name(self) -> str:
+    def dataset_name(self) -> str:
+        """Name of the dataset's class."""
         return self._name
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """See `CondensationDataModule.load`."""
         train, test = self.make_train(), self.make_test()
         self._name = type(train).__name__
         splits = [self._split(train), self._split(test)]

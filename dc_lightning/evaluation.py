@@ -98,8 +98,9 @@ class Recipe:
         for name, least in (("epochs", 0), ("epochs_augmented", 0), ("batch_size", 1), ("lr", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"evaluation.recipe.{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in [*(self.augmentation or []), *sum(self.augmentation_by_network.values(), [])]:
-            find_operation(name)
+        for names in (self.augmentation or [], *self.augmentation_by_network.values()):
+            for name in names:
+                find_operation(name)
 
     def augmentation_for(self, network: Spec, data: CondensationDataModule) -> list[str]:
         """Names of the operations for a test network on a dataset; an empty list is no augmentation."""
@@ -385,7 +386,8 @@ def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
     differing = [f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
     if differing:
         raise InputError(
-            f"The synthetic set does not fit the data {data.name}: {', '.join(differing)}; take the data it was made for."
+            f"The synthetic set does not fit the data {data.dataset_name}: {', '.join(differing)}; take the data it was "
+            "made for."
         )
 
 
@@ -400,7 +402,7 @@ def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSe
     assert data.real is not None
     draws = [data.real.draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
     labels = torch.cat([torch.full((len(draw),), label) for label, draw in enumerate(draws)])
-    source: Mapping[str, Any] = {"method": "random", "dataset": data.name, "ipc": ipc, "seed": seed}
+    source: Mapping[str, Any] = {"method": "random", "dataset": data.dataset_name, "ipc": ipc, "seed": seed}
     return SyntheticSet(torch.cat(draws).cpu(), labels, data.mean, data.std, data.class_names, dict(source))
 
 
@@ -408,5 +410,5 @@ def whole_set(data: CondensationDataModule) -> SyntheticSet:
     """All training images: what a synthetic set is to come close to."""
     assert data.real is not None
     labels, order = data.real.labels.sort(stable=True)
-    source = {"method": "whole set", "dataset": data.name}
+    source = {"method": "whole set", "dataset": data.dataset_name}
     return SyntheticSet(data.real.take(order), labels, data.mean, data.std, data.class_names, source)

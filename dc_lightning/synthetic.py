@@ -193,7 +193,7 @@ def _read_tensors(path: Path) -> Any:
 
     # The authors' files hold accuracies as NumPy numbers; these three names build numbers and nothing else.
     scalar = np.float64(0).__reduce__()[0]
-    allowed = [
+    allowed: list[Any] = [
         *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
         *(np.dtype, type(np.dtype(np.float64))),
     ]
