@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset

@@ -207,8 +207,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         few = [n for n in self.real.counts() if n < self.batch_real]
         if few:
             rank_zero_info(
-                f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than batch_real={self.batch_real} "
-                f"training images (the smallest {min(few)}); their matching steps use all they have."
+                f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than "
+                f"batch_real={self.batch_real} training images (the smallest {min(few)}); their matching steps use all they have."
             )
 
     def _check_labels(self, train: Tensor, test: Tensor) -> None:
@@ -219,8 +219,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         for split, labels in (("training", train), ("test", test)):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise InputError(
-                    f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each class name, got "
-                    f"{int(labels.min())}..{int(labels.max())}."
+                    f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each class name, "
+                    f"got {int(labels.min())}..{int(labels.max())}."
                 )
         counts = torch.bincount(train, minlength=self.num_classes)
         empty = [f"{label} ({self.class_names[label]})" for label in range(self.num_classes) if not counts[label]]

@@ -386,8 +386,8 @@ def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
     differing = [f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
     if differing:
         raise InputError(
-            f"The synthetic set does not fit the data {data.dataset_name}: {', '.join(differing)}; take the data it was "
-            "made for."
+            f"The synthetic set does not fit the data {data.dataset_name}: {', '.join(differing)}; take the data it "
+            "was made for."
         )
 
 
