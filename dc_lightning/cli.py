@@ -1,20 +1,22 @@
 """The command line: ``dc-lightning fit`` and ``dc-lightning evaluate``, on LightningCLI."""
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from dc_lightning.allocator import keep_freed_memory
-from dc_lightning.callbacks import Checkpoints, EvaluationCallback, Interrupted, RunProgress
+from dc_lightning.callbacks import Checkpoints, EvaluationCallback, Interrupted, RunProgress, require_writable
 from dc_lightning.condensation import CondensationModule
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
@@ -95,8 +97,50 @@ def _seed(value: int | bool | None) -> int:
     return value
 
 
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one sentence, without the usage of a hundred options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise InputError(_one_sentence(message)) from ex
+
+
+_FROM_DATA = ("num_classes", "channels", "image_size", "class_names", "labels", "images")
+_DATASETS = ("Digits", "MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100", "ImageFolder", "TorchDataset")
+
+
+def _one_sentence(message: str) -> str:
+    """The parser's message without what it says of the types it tried."""
+    if tried := re.search(r"Subtypes: .*?Errors:\s+- (.*?)\s+- Expected a <class 'NoneType'>", message, re.DOTALL):
+        inner = tried.group(1)
+        if "given class_path" in inner or ("import path" in inner and 'key "data"' in message):
+            given = re.search(r"Given value: (.*)", message)
+            return (
+                f"Unknown dataset {given.group(1) if given else ''}: expected one of {', '.join(_DATASETS)}, or the "
+                "import path of your own CondensationDataModule, with its init_args."
+            )
+        return _one_sentence(inner)
+    if "compute_fn" in message:  # our own message, wrapped by the parser
+        return message.rpartition(" failed: ")[2]
+    option = re.search(r"(?:Option '|model\.(?:init_args\.)?)(\w+)", message)
+    if option and option.group(1) in _FROM_DATA:
+        return f"{option.group(1)} is not an option of the model: it is taken from the data; leave it out."
+    if "evaluation.seed" in message:
+        return _ONE_SEED
+    return " ".join(message.split())
+
+
+_ONE_SEED = "Model and evaluation take the seed of the run: give seed_everything instead of a seed of theirs."
+
+
 class CondensationCLI(LightningCLI):
     """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Refuses what would be overruled without a word."""
+        words = sys.argv[1:] if args is None else args
+        if any(re.match(r"--model\.(init_args\.)?seed\b", word) for word in words if isinstance(word, str)):
+            raise InputError(_ONE_SEED)
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys ``evaluation``, ``checkpoint`` and ``keep_freed_memory``, and links the seed."""
@@ -129,6 +173,8 @@ class CondensationCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Notes the configuration in the results."""
+        logger = self.trainer.logger
+        require_writable(Path((logger and logger.save_dir) or self.trainer.default_root_dir))
         self._dump_config()
         for callback in _callbacks(self.trainer):
             if isinstance(callback, EvaluationCallback):
@@ -140,6 +186,7 @@ def _run(args: Sequence[str] | None) -> None:
         CondensationModule,
         CondensationDataModule,
         trainer_class=CondensationTrainer,
+        parser_class=_Parser,
         trainer_defaults={
             "max_epochs": 1000,
             "logger": {
@@ -177,6 +224,11 @@ def main(args: Sequence[str] | None = None) -> int:
         _run(args)
     except (InputError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:  # a part that could not be made, wrapped by the parser
+        if "Union subtypes" not in str(error):
+            raise
+        print(f"error: {_one_sentence(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"{stop}", file=sys.stderr)

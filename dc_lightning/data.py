@@ -208,7 +208,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         if few:
             rank_zero_info(
                 f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than "
-                f"batch_real={self.batch_real} training images (the smallest {min(few)}); their matching steps use all they have."
+                f"batch_real={self.batch_real} training images (the smallest {min(few)}); "
+                "their matching steps use all they have."
             )
 
     def _check_labels(self, train: Tensor, test: Tensor) -> None:
@@ -219,8 +220,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         for split, labels in (("training", train), ("test", test)):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise InputError(
-                    f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each class name, "
-                    f"got {int(labels.min())}..{int(labels.max())}."
+                    f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each "
+                    f"class name, got {int(labels.min())}..{int(labels.max())}."
                 )
         counts = torch.bincount(train, minlength=self.num_classes)
         empty = [f"{label} ({self.class_names[label]})" for label in range(self.num_classes) if not counts[label]]

@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from dc_lightning.augmentation import Operation, augment
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
+from dc_lightning.networks import NAMES
 from dc_lightning.parts import Spec, check_network, find_operation, make_network, part_name
 from dc_lightning.seeds import derive_generator, derive_seed
 from dc_lightning.synthetic import SyntheticSet
@@ -48,7 +49,7 @@ def pool(networks: str | Sequence[Spec], condensed_with: Spec) -> list[Spec]:
         condensed_with: the condensing network.
 
     Raises:
-        InputError: if the list is empty.
+        InputError: if the list is empty, or the name unknown.
     """
     if not isinstance(networks, str):
         if not networks:
@@ -59,6 +60,11 @@ def pool(networks: str | Sequence[Spec], condensed_with: Spec) -> list[Spec]:
     if networks == "S":
         is_plain = isinstance(condensed_with, str) and "." not in condensed_with
         return [condensed_with.split("BN")[0] if is_plain and isinstance(condensed_with, str) else condensed_with]
+    if networks not in POOLS and networks not in NAMES and "." not in networks:
+        raise InputError(
+            f"Unknown pool or network '{networks}': expected one of the pools S, SS, {', '.join(POOLS)}, one of the "
+            f"networks {', '.join(NAMES)}, the import path of your own, or a list of networks."
+        )
     return POOLS.get(networks, [networks])
 
 
