@@ -285,16 +285,29 @@ def require_writable(folder: Path) -> None:
 
 
 class Interrupted(BaseException):
-    """A signal ended the run; the message says what was saved and how to go on.
+    """A signal ended the run.
 
     Args:
         signum: the signal.
-        message: for the user.
+        whole: whether the state is that between two matching steps, and can be saved.
     """
 
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, signum: int, whole: bool) -> None:
+        super().__init__(signum, whole)
         self.signum = signum
+        self.whole = whole
+        self.checkpoint: Path | None = None
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signum).name
+        if self.checkpoint is None:
+            return f"Stopped by {name}, before there was anything to save."
+        folder = self.checkpoint.parent.parent
+        state = "the run is saved as it is" if self.whole else "the last checkpoint is kept"
+        return (
+            f"Stopped by {name}; {state}. Go on with\n"
+            f"  dc-lightning fit --config {folder / 'config.yaml'} --ckpt_path {self.checkpoint}"
+        )
 
 
 class Checkpoints(ModelCheckpoint):
@@ -332,6 +345,9 @@ class Checkpoints(ModelCheckpoint):
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, torch.Tensor]:
         return {**super()._monitor_candidates(trainer), "iteration": torch.tensor(trainer.current_epoch + 1)}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes nothing over: the paths of a run that was moved are wrong, and nothing is ranked."""
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and SIGTERM, where signals can be taken."""
         self._saved_at, self._signum = time.monotonic(), None
@@ -350,8 +366,8 @@ class Checkpoints(ModelCheckpoint):
             self._signum = signum
             Console(stderr=True).print("\nStopping after this matching step; once more to stop at once.", markup=False)
         else:
-            in_step, self._signum = self._in_step, signum
-            raise Interrupted(signum, "inside a step" if in_step else "between steps")
+            self._signum = signum
+            raise Interrupted(signum, whole=not self._in_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on the state is not whole until the step ends."""
@@ -376,9 +392,12 @@ class Checkpoints(ModelCheckpoint):
         self._save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves what a signal interrupted between two steps."""
-        if isinstance(exception, Interrupted) and str(exception) == "between steps" and trainer.world_size == 1:
-            self._save_now(trainer)
+        """Saves what a signal interrupted between two steps, and notes the checkpoint to go on from."""
+        if isinstance(exception, Interrupted):
+            if exception.whole and trainer.world_size == 1:
+                self._save_now(trainer)
+            if self.last_model_path and Path(self.last_model_path).is_file():
+                exception.checkpoint = Path(self.last_model_path)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         due = time.monotonic() - self._saved_at >= self.last_every_seconds
@@ -387,7 +406,7 @@ class Checkpoints(ModelCheckpoint):
         if stop or decide(due, all=False):
             self._save_now(trainer)
         if stop:
-            raise Interrupted(self._signum or signal.SIGTERM, "after a step")
+            raise Interrupted(self._signum or signal.SIGTERM, whole=True)
 
     def _save_now(self, trainer: Trainer) -> None:
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dc_lightning.allocator import keep_freed_memory
 from dc_lightning.callbacks import Checkpoints, EvaluationCallback, Interrupted, RunProgress, require_writable
-from dc_lightning.condensation import CondensationModule
+from dc_lightning.condensation import CondensationModule, require_checkpoint
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.synthetic import load_synthetic
@@ -138,7 +138,7 @@ class CondensationCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Refuses what would be overruled without a word."""
         words = sys.argv[1:] if args is None else args
-        if any(re.match(r"--model\.(init_args\.)?seed\b", word) for word in words if isinstance(word, str)):
+        if isinstance(words, list) and any(re.match(r"--model\.(init_args\.)?seed\b", word) for word in words):
             raise InputError(_ONE_SEED)
         super().parse_arguments(parser, args)
 
@@ -164,9 +164,25 @@ class CondensationCLI(LightningCLI):
         }
 
     def before_instantiate_classes(self) -> None:
-        """Sets the allocator before the first tensor."""
-        if self._configuration().keep_freed_memory:
+        """Sets the allocator before the first tensor, and the folder of a run that goes on."""
+        config = self._configuration()
+        if config.keep_freed_memory:
             keep_freed_memory()
+        if self.subcommand == "fit" and config.ckpt_path is not None:
+            self._go_on_in_the_same_folder(config)
+
+    def _go_on_in_the_same_folder(self, config: Namespace) -> None:
+        """Points the logger at the run that the checkpoint belongs to."""
+        checkpoint = Path(config.ckpt_path)
+        require_checkpoint(checkpoint)
+        folder = checkpoint.resolve().parent.parent
+        logger = config.trainer.logger
+        if checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").is_file() and logger:
+            for key, value in (("save_dir", str(folder.parent)), ("name", ""), ("version", folder.name)):
+                logger.init_args[key] = value
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration as given: LightningCLI would let the checkpoint's win without a word."""
 
     def _configuration(self) -> Namespace:
         return cast(Namespace, self.config[self.subcommand])
@@ -219,6 +235,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         _run(args)
@@ -231,6 +248,6 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {_one_sentence(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"{stop}", file=sys.stderr)
+        print(stop, file=sys.stderr)
         return 128 + stop.signum
     return 0

@@ -1,6 +1,7 @@
 """The condensation: synthetic images as parameters, learned by matching gradients (paper, algorithm 1)."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from dc_lightning.errors import InputError
 from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class
 from dc_lightning.parts import Spec, check_network, find_distance, make_network, part_name
 from dc_lightning.seeds import derive_generator, derive_seed
-from dc_lightning.synthetic import SyntheticSet
+from dc_lightning.synthetic import SyntheticSet, read_tensors
 
 _INNER_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
 
@@ -37,6 +38,22 @@ def default_loops(ipc: int) -> tuple[int, int]:
     high = min((row for row in _INNER_EPOCHS if row > max(ipc, 9)), default=50)
     share = min(max((ipc - low) / max(high - low, 1), 0), 1)
     return ipc, math.floor(_INNER_EPOCHS[low] + share * (_INNER_EPOCHS[high] - _INNER_EPOCHS[low]) + 0.5)
+
+
+_MAY_CHANGE = ("real_chunk_size",)  # on a resume: changes speed and memory, not the result
+
+
+def require_checkpoint(path: Path) -> None:
+    """Makes sure that a file is a checkpoint of a condensation, before anything is built for it.
+
+    Raises:
+        InputError: if it is missing, damaged, of something else, or would have to run code to be read.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint at '{path}'; give the path of a .ckpt file.")
+    content = read_tensors(path)
+    if not isinstance(content, dict) or "images" not in content.get("state_dict", {}):
+        raise InputError(f"'{path}' is not a checkpoint of a condensation; give a .ckpt file that a run of it wrote.")
 
 
 class CondensationModule(LightningModule):
@@ -255,15 +272,43 @@ class CondensationModule(LightningModule):
         return self._unregistered["network"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the steps that are left of this outer iteration go on with."""
+        """Adds what a resume compares, and what the steps that are left of this outer iteration go on with."""
+        checkpoint["data"] = self._data_identity()
         if "network" in self._unregistered and self.outer_steps > 1:
             checkpoint["network"] = self._unregistered["network"].state_dict()
             checkpoint["losses"] = self._losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the network of an outer iteration that was interrupted."""
+        """Takes up the network of an outer iteration that was interrupted.
+
+        Raises:
+            InputError: if the checkpoint was made with other settings, which are named.
+        """
+        made_with = {**checkpoint.get("hyper_parameters", {}), **checkpoint.get("data", {})}
+        now = {**self.hparams, **self._data_identity()}
+        differing = [
+            f"{key} was {made_with[key]} and is {now[key]}"
+            for key in now
+            if key in made_with and key not in _MAY_CHANGE and made_with[key] != now[key]
+        ]
+        if differing:
+            raise InputError(
+                f"The checkpoint was made with other settings: {'; '.join(differing)}. Go on with the configuration it "
+                "was made with (config.yaml in its run's folder), or start anew without a checkpoint."
+            )
         self._resumed_network = checkpoint.get("network")
         self._losses = checkpoint.get("losses", self._losses)
+
+    def _data_identity(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "dataset": data.dataset_name,
+            "batch_real": data.batch_real,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": data.num_classes,
+            "image_shape": [data.channels, *data.image_size],
+        }
 
     def synthetic_set(self, iteration: int) -> SyntheticSet:
         """A copy of the images as they are now, with all that is needed to use them.

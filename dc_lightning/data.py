@@ -41,7 +41,7 @@ class _ImagesInMemory:
         return self.images[rows.to(self.images.device, non_blocking=True)]
 
     def to(self, device: torch.device) -> "_ImagesInMemory":
-        return _ImagesInMemory(self.images.to(device))
+        return self if self.images.device == device else _ImagesInMemory(self.images.to(device))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,7 +59,7 @@ class _ImagesOnDisk:
         return torch.stack(images).to(self.device)
 
     def to(self, device: torch.device) -> "_ImagesOnDisk":
-        return _ImagesOnDisk(self.dataset, device, self.threads)
+        return self if self.device == device else _ImagesOnDisk(self.dataset, device, self.threads)
 
     def __len__(self) -> int:
         return len(cast(Sequence, self.dataset))
@@ -107,7 +107,8 @@ class RealImages:
 
     def to(self, device: torch.device) -> "RealImages":
         """The same images on another device."""
-        return RealImages(self._images.to(device), self.labels, self.num_classes, self.batch_real)
+        images = self._images.to(device)
+        return self if images is self._images else RealImages(images, self.labels, self.num_classes, self.batch_real)
 
 
 class _Steps(Dataset):
@@ -121,6 +122,16 @@ class _Steps(Dataset):
 
     def __getitem__(self, index: int) -> RealImages:
         return self.real
+
+
+class _StepLoader(DataLoader):
+    """All its items are the same, so that it goes on anywhere; Lightning asks these two methods of such a loader."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class _Prepared(Dataset):
@@ -259,7 +270,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         """As many items as an outer iteration has matching steps, each the `RealImages` to draw from."""
         assert self.real is not None
         steps = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "outer_steps", 1)
-        return DataLoader(_Steps(self.real, steps), batch_size=None)
+        return _StepLoader(_Steps(self.real, steps), batch_size=None)
 
     def test_dataloader(self) -> DataLoader:
         """Batches of (images, labels), normalised, in order."""

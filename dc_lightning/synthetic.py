@@ -176,7 +176,7 @@ def load_synthetic(
         raise InputError(f"There is no synthetic set at '{path}'; give a .pt file or a folder of images.")
     if path.is_dir():
         return [_read_folder(path, mean, std, class_names)]
-    content = _read_tensors(path)
+    content = read_tensors(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return [_from_ours(content, path)]
     if isinstance(content, dict) and isinstance(content.get("data"), list):
@@ -188,7 +188,12 @@ def load_synthetic(
     )
 
 
-def _read_tensors(path: Path) -> Any:
+def read_tensors(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors, numbers, strings and containers of them.
+
+    Raises:
+        InputError: if it is damaged, or would have to run code to be read.
+    """
     import numpy as np
 
     # The authors' files hold accuracies as NumPy numbers; these three names build numbers and nothing else.
@@ -203,10 +208,10 @@ def _read_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"'{path}' holds more than tensors and numbers, so that reading it could run code, or it is damaged; "
-            "it was not read. Take a synthetic set from a source that saves tensors only."
+            "it was not read. Take a file from a source that saves tensors only."
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"'{path}' is damaged, cut short or no .pt file; fetch or write it again.") from error
+        raise InputError(f"'{path}' is damaged, cut short or of another kind; fetch or write it again.") from error
 
 
 def _checked(

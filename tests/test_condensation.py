@@ -1,0 +1,152 @@
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import GOLDEN, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
+
+from dc_lightning import condensation, networks
+from dc_lightning.condensation import CondensationModule, default_loops
+from dc_lightning.errors import InputError
+
+
+def trainer(tmp_path, epochs=2, **kwargs):
+    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return pl.Trainer(
+        max_epochs=epochs, default_root_dir=tmp_path, enable_model_summary=False, **{**defaults, **kwargs}
+    )
+
+
+def condense(tmp_path, epochs=2, data=None, **kwargs):
+    settings = {"network": "MLP", "ipc": 2, "inner_epochs": 2, **kwargs}
+    module = CondensationModule(**settings)
+    trainer(tmp_path, epochs).fit(module, datamodule=data or TinyData())
+    return module
+
+
+@pytest.mark.parametrize("entry", GOLDEN["trajectory"], ids=lambda entry: entry["model"])
+def test_an_outer_iteration_is_that_of_the_authors_code(entry, tmp_path, monkeypatch):
+    channels, size = entry["channels"], entry["size"]
+    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size)))
+    monkeypatch.setattr(condensation, "make_network", lambda *_: network)
+    monkeypatch.setattr(condensation, "check_network", lambda *_: None)
+    step, losses = [0], []
+
+    def draw(label, generator, count=None):
+        if count is None:
+            return normal(1000 + step[0], 3, 8, channels, size, size)[label]
+        return normal(3000 + step[0], 48, channels, size, size)[16 * label : 16 * (label + 1)]
+
+    class Data(TinyData):
+        def setup(self, stage=None):
+            super().setup(stage)
+            monkeypatch.setattr(self.real, "draw", draw)
+
+    class Steps(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            step[0] += 1
+            losses.append(3 * step[0] * float(module.matching_loss))  # from the mean of the steps so far to their sum
+
+    module = CondensationModule(ipc=2, outer_steps=3, inner_epochs=2)
+    data = Data(channels=channels, size=(size, size), batch_real=8)
+    data.setup()
+    module.images = torch.nn.Parameter(normal(2000, 6, channels, size, size))
+    module.register_buffer("labels", torch.arange(3).repeat_interleave(2), persistent=False)
+    trainer(tmp_path, 1, callbacks=[Steps()]).fit(module, datamodule=data)
+    assert_golden(torch.tensor([0.0, *losses]).diff(), entry["loss_per_step"])
+    assert_golden_summary(module.images, entry["images"])
+    weights = list(network.parameters())
+    assert_golden_summary(weights[0], entry["first_weight"])
+    assert_golden_summary(weights[-2], entry["last_weight"])
+
+
+@pytest.mark.parametrize("network", ["MLP", "ConvNetD1", {"class_path": "dc_lightning.networks.ConvNet", "init_args":
+                                     {"depth": 1, "width": 8, "normalization": "batch"}}])
+def test_one_seed_gives_the_same_bits_and_another_others(network, tmp_path):
+    first, again, other = (condense(tmp_path, network=network, seed=seed).images for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_global_generator_does_not_matter(tmp_path):
+    torch.manual_seed(1)
+    first = condense(tmp_path).images
+    torch.manual_seed(2)
+    assert torch.equal(first, condense(tmp_path).images)
+
+
+def test_condensing_brings_the_gradients_together(tmp_path):
+    losses = []
+
+    class Losses(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            losses.append(float(module.matching_loss))
+
+    module = CondensationModule(network="MLP", lr_images=0.5)
+    trainer(tmp_path, 60, callbacks=[Losses()]).fit(module, datamodule=TinyData())
+    assert sum(losses[-10:]) / 10 < 0.8 * losses[0]
+
+
+def test_real_init_takes_images_of_the_class(tmp_path):
+    data = TinyData()
+    module = condense(tmp_path, epochs=1, data=data, init="real", lr_images=0.0)
+    for image, label in zip(module.images.detach(), module.labels, strict=True):
+        rows = data.real.rows[int(label)]
+        assert (data.real.take(rows) - image).abs().flatten(1).amax(1).min() == 0
+    assert len(module.images.detach().unique(dim=0)) == len(module.images)
+
+
+def test_only_the_images_are_state(tmp_path):
+    module = condense(tmp_path)
+    assert list(module.state_dict()) == ["images"]
+    assert module.images.shape == (6, 1, 6, 6)
+
+
+def test_loops_of_the_paper():
+    table = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+    assert {ipc: default_loops(ipc) for ipc in table} == table
+
+
+def test_loops_between_the_rows_of_the_paper():
+    assert default_loops(2) == (2, 50)
+    assert default_loops(15) == (15, 38)
+    assert default_loops(45) == (45, 13)
+    assert default_loops(200) == (200, 10)
+    epochs = [default_loops(ipc)[1] for ipc in range(10, 60)]
+    assert epochs == sorted(epochs, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ipc": 0}, "ipc must be at least 1"),
+        ({"ipc": -2}, "got -2"),
+        ({"outer_steps": 0}, "outer_steps must be at least 1"),
+        ({"lr_images": float("nan")}, "lr_images must be at least 0"),
+        ({"init": "zeros"}, "'noise' or 'real', got 'zeros'"),
+        ({"distance": "l2"}, "ours, mse, cos"),
+        ({"real_chunk_size": 0}, "real_chunk_size"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        CondensationModule(**arguments)
+
+
+def test_real_init_with_too_few_images_names_the_classes(tmp_path):
+    with pytest.raises(InputError, match=r"ipc=20 .* 0 \(class 0: 12\)"):
+        condense(tmp_path, ipc=20, init="real")
+
+
+def test_a_network_that_cannot_take_the_images_is_found_before_the_run(tmp_path):
+    with pytest.raises(InputError, match="VGG11 cannot take images of 1x6x6"):
+        condense(tmp_path, network="VGG11")
+
+
+def test_no_number_stops_the_run_and_names_the_iteration(tmp_path):
+    class Poison(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 2:
+                module.images.data[0] = float("inf")
+
+    module = CondensationModule(network="MLP")
+    with pytest.raises(InputError, match=r"outer iteration 3 .*last good checkpoint"):
+        trainer(tmp_path, 5, callbacks=[Poison()]).fit(module, datamodule=TinyData())

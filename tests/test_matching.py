@@ -1,0 +1,95 @@
+import pytest
+import torch
+from conftest import GOLDEN, assert_golden, assert_golden_summary, fill_golden, normal
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dc_lightning import distance, networks
+from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class, network_gradient
+
+CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in distance.NAMES]
+
+
+@pytest.mark.parametrize(("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}")
+def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name):
+    channels, size = entry["channels"], entry["size"]
+    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
+    if has_batch_norm(network):
+        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
+    real, synthetic = normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+    results = [
+        match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, getattr(distance, name)) for c in range(3)
+    ]
+    assert_golden([float(value) for value, _ in results], entry[name]["distance_per_class"])
+    assert_golden_summary(torch.cat([derivative for _, derivative in results]), entry[name]["image_grad"])
+
+
+class Smooth(nn.Module):
+    """Tiny and twice differentiable everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.linear(torch.tanh(self.conv(images)).flatten(1))
+
+
+@pytest.mark.parametrize("name", distance.NAMES)
+def test_the_derivative_of_the_whole_matching_step_is_right(name):
+    torch.manual_seed(0)
+    network = Smooth().double()
+    real = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    synthetic = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    real_gradient = network_gradient(network, real, 1)
+
+    def loss(images):
+        return getattr(distance, name)(network_gradient(network, images, 1, create_graph=True), real_gradient)
+
+    assert torch.autograd.gradcheck(loss, synthetic)
+    value, derivative = match_class(network, real, synthetic, 1, getattr(distance, name))
+    expected_value = loss(synthetic)
+    assert torch.equal(value, expected_value.detach())
+    torch.testing.assert_close(derivative, torch.autograd.grad(expected_value, synthetic)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ConvNetW32", "MLP"])
+def test_class_by_class_is_the_same_as_one_backward_over_the_sum(name):
+    torch.manual_seed(0)
+    network = getattr(networks, name)(1, 3, (8, 8)).double()
+    real = torch.randn(3, 5, 1, 8, 8, dtype=torch.float64)
+    synthetic = torch.randn(6, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    total = 0
+    for label in range(3):
+        gradients = []
+        for images in (synthetic[2 * label : 2 * label + 2], real[label]):
+            loss = cross_entropy(network(images), torch.full((len(images),), label))
+            gradients.append(torch.autograd.grad(loss, list(network.parameters()), create_graph=True))
+        total = total + distance.ours(gradients[0], [g.detach() for g in gradients[1]])
+    (joint,) = torch.autograd.grad(total, synthetic)
+    parts = [match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, distance.ours) for c in range(3)]
+    torch.testing.assert_close(torch.cat([derivative for _, derivative in parts]), joint, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sum(value for value, _ in parts), total.detach())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_chunks_do_not_change_the_gradient(chunk):
+    torch.manual_seed(0)
+    network, images = networks.ConvNetW32(1, 3, (8, 8)).double(), torch.randn(7, 1, 8, 8, dtype=torch.float64)
+    whole = network_gradient(network, images, 2)
+    parts = network_gradient(network, images, 2, chunk_size=chunk)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_the_rest_trains():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 3))
+    images = 5 + torch.randn(20, 1, 4, 4)
+    expected = 0.9 * network[1].running_mean + 0.1 * network[0](images).mean((0, 2, 3))
+    freeze_batch_norm(network, images)
+    torch.testing.assert_close(network[1].running_mean, expected)
+    assert (network[1].training, network[2].training) == (False, True)
+    before = network[1].running_mean.clone()
+    network_gradient(network, images, 0)
+    assert torch.equal(network[1].running_mean, before)
