@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
@@ -84,7 +85,8 @@ class _Evaluation(LightningModule):
         return DataLoader(cast(Dataset, [0]))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, self.path)
+        with torch.inference_mode(False):  # the test loop's would reach the networks that are trained here
+            self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, self.path)
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
+from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset, TensorDataset
@@ -514,6 +515,12 @@ class CIFAR100(CIFAR10):
         return datasets.CIFAR100(self.root, train=train, download=download)
 
 
+def _open(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 class ImageFolder(CondensationDataModule):
     """A tree of image files, one folder a class.
 
@@ -560,17 +567,14 @@ class ImageFolder(CondensationDataModule):
         return Path(self.root).resolve().name
 
     def _tree(self, folder: Path) -> datasets.ImageFolder:
-        from PIL import Image
-
         if not folder.is_dir():
             raise InputError(f"data.root must be a folder with one folder of images a class; '{folder}' is none.")
         try:
-            tree = datasets.ImageFolder(str(folder), loader=Image.open)
+            tree = datasets.ImageFolder(str(folder), loader=_open)
         except FileNotFoundError as empty:  # a class without a file, or no class at all
             raise InputError(f"ImageFolder: {' '.join(str(empty).split())}") from empty
         if self.force_channels is None:
-            mode = Image.open(tree.samples[0][0]).mode
-            self.force_channels = 1 if mode in ("1", "L", "I", "I;16", "LA") else 3
+            self.force_channels = 1 if _open(tree.samples[0][0]).mode in ("1", "L", "I", "I;16", "LA") else 3
         convert = v2.Grayscale(1) if self.force_channels == 1 else v2.RGB()
         resize = [v2.Resize(self.resize_to, antialias=True)] if self.resize_to else []
         tree.transform = v2.Compose([lambda image: image.convert("RGB"), convert, *resize, v2.PILToTensor()])

@@ -58,8 +58,17 @@ def test_an_outer_iteration_is_that_of_the_authors_code(entry, tmp_path, monkeyp
     assert_golden_summary(weights[-2], entry["last_weight"])
 
 
-@pytest.mark.parametrize("network", ["MLP", "ConvNetD1", {"class_path": "dc_lightning.networks.ConvNet", "init_args":
-                                     {"depth": 1, "width": 8, "normalization": "batch"}}])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "MLP",
+        "ConvNetD1",
+        {
+            "class_path": "dc_lightning.networks.ConvNet",
+            "init_args": {"depth": 1, "width": 8, "normalization": "batch"},
+        },
+    ],
+)
 def test_one_seed_gives_the_same_bits_and_another_others(network, tmp_path):
     first, again, other = (condense(tmp_path, network=network, seed=seed).images for seed in (1, 1, 2))
     assert torch.equal(first, again)

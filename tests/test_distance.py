@@ -19,7 +19,9 @@ def test_zero_against_itself(name):
 @pytest.mark.parametrize("factor", [0.1, 30.0])
 def test_cosines_do_not_see_the_length(name, factor):
     function, first, second = getattr(distance, name), gradients(0), gradients(1)
-    torch.testing.assert_close(function(first, [factor * g for g in second]), function(first, second), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        function(first, [factor * g for g in second]), function(first, second), rtol=1e-4, atol=0
+    )
 
 
 def test_ours_is_a_sum_over_rows_of_all_but_vectors():

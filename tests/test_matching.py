@@ -10,7 +10,9 @@ from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class
 CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in distance.NAMES]
 
 
-@pytest.mark.parametrize(("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}")
+@pytest.mark.parametrize(
+    ("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}"
+)
 def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name):
     channels, size = entry["channels"], entry["size"]
     network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()

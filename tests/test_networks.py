@@ -57,7 +57,7 @@ def test_average_pooling_replaces_strides():
 
 @pytest.mark.parametrize("name", ["LeNet", "ConvNetD4", "VGG11", "ResNet18_AP"])
 def test_too_small_images_are_named(name):
-    with pytest.raises(InputError, match="at least .* got 6x6"):
+    with pytest.raises(InputError, match=r"at least .* got 6x6"):
         check_network(name, 1, 10, (6, 6))
 
 

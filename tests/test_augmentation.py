@@ -1,0 +1,111 @@
+"""Against image-by-image versions that say what the authors' code does, with SciPy for the rotation."""
+
+import pytest
+import torch
+from scipy.ndimage import rotate as scipy_rotate
+from torch.nn.functional import interpolate
+
+from dc_lightning.augmentation import augment, crop, noise, rotate, scale
+
+SIZES = [(28, 28), (32, 32), (8, 8), (28, 20)]
+
+
+def batch(size, count=60, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, channels, *size, generator=generator)
+    return images, images.mean(dim=(0, 2, 3))
+
+
+def twin():
+    return torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+
+
+def centre_cut(frame, size):
+    top, left = (int((have - want) / 2) for have, want in zip(frame.shape[-2:], size, strict=True))
+    return frame[:, top : top + size[0], left : left + size[1]]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rotate_is_scipys(size):
+    images, mean = batch(size)
+    generator, other = twin()
+    rotated = rotate(images, generator, mean)
+    angles = torch.randint(-45, 45, (len(images),), generator=other)
+    for image, angle, ours in zip(images, angles, rotated, strict=True):
+        frame = scipy_rotate(image.numpy(), int(angle), axes=(-2, -1), cval=float(mean.mean()))
+        torch.testing.assert_close(ours, torch.tensor(centre_cut(frame, size)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scale_is_the_authors(size):
+    images, mean = batch(size)
+    generator, other = twin()
+    scaled = scale(images, generator, mean)
+    factors = 0.8 + 0.4 * torch.rand(2, len(images), 1, generator=other, dtype=torch.float64)
+    for image, factor_h, factor_w, ours in zip(images, *factors, scaled, strict=True):
+        height, width = int(factor_h * size[0]), int(factor_w * size[1])
+        side = max(height, width, *size)
+        frame = torch.zeros(3, side, side)
+        top, left = (side - height) // 2, (side - width) // 2
+        frame[:, top : top + height, left : left + width] = interpolate(image[None], [height, width])[0]
+        assert torch.equal(ours, centre_cut(frame, size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crop_is_the_authors(size):
+    images, mean = batch(size)
+    generator, other = twin()
+    cropped = crop(images, generator, mean)
+    offsets = torch.randint(8, (2, len(images), 1), generator=other)
+    for image, top, left, ours in zip(images, *offsets, cropped, strict=True):
+        frame = mean.view(-1, 1, 1).repeat(1, size[0] + 8, size[1] + 8)
+        frame[:, 4:-4, 4:-4] = image
+        expected = frame[:, int(top) : int(top) + size[0], int(left) : int(left) + size[1]]
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+def test_noise_has_its_size():
+    images, mean = batch((28, 28))
+    added = noise(images, torch.Generator().manual_seed(0), mean) - images
+    assert float(added.std()) == pytest.approx(0.001, rel=0.02)
+    assert abs(float(added.mean())) < 1e-5
+
+
+def test_draws_cover_their_ranges():
+    """Offsets 0..7, whole angles -45..44, factors 0.8..1.2 on each side by itself, all about equally often."""
+    ramp = torch.arange(16.0).repeat(4000, 1, 16, 1)  # a pixel says which column it came from
+    mean = torch.tensor([-100.0])
+    left = crop(ramp, torch.Generator().manual_seed(0), mean)[:, 0, 8, 8] - 8 + 4
+    counts = torch.bincount(left.round().long(), minlength=8)
+    assert counts.shape == (8,)
+    assert counts.min() > 400
+    ones = torch.ones(4000, 1, 20, 20)
+    scaled = scale(ones, torch.Generator().manual_seed(0), mean)
+    heights, widths = scaled[:, 0, :, 10].sum(1), scaled[:, 0, 10].sum(1)
+    for sides in (heights, widths):
+        assert (int(sides.min()), int(sides.max())) == (16, 20)
+        assert float((sides == 16).float().mean()) == pytest.approx(1 / 8, abs=0.03)
+    assert abs(float(torch.corrcoef(torch.stack([heights, widths]))[0, 1])) < 0.05
+
+
+def test_every_image_gets_one_operation_as_likely_as_the_others():
+    images = torch.zeros(9000, 1, 2, 2)
+    operations = [lambda x, generator, mean, add=add: x + add for add in (1.0, 2.0, 3.0)]
+    out = augment(images, operations, torch.Generator().manual_seed(0))
+    counts = torch.bincount(out[:, 0, 0, 0].long(), minlength=4)
+    assert counts[0] == 0
+    assert all(abs(int(count) - 3000) < 200 for count in counts[1:])
+    assert torch.equal(images, torch.zeros_like(images))
+
+
+def test_the_mean_is_that_of_the_whole_batch():
+    images, mean = batch((8, 8))
+    seen = []
+    augment(images, [lambda x, generator, m: seen.append(m) or x] * 2, torch.Generator().manual_seed(0))
+    assert all(torch.equal(m, mean) for m in seen)
+
+
+def test_the_same_generator_gives_the_same_images():
+    images, _ = batch((28, 28))
+    first, again = (augment(images, [crop, scale, rotate, noise], g) for g in twin())
+    assert torch.equal(first, again)

@@ -1,0 +1,295 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TinyData
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dc_lightning.cli import CondensationCLI, main
+from dc_lightning.evaluation import random_set
+from dc_lightning.synthetic import load_synthetic
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TINY = [
+    *("--data", "conftest.TinyData", "--model.network", "MLP", "--model.ipc", "2", "--model.inner_epochs", "1"),
+    *("--trainer.max_epochs", "4", "--trainer.accelerator", "cpu", "--evaluation.num_networks", "2"),
+    *("--evaluation.every_n", "2", "--evaluation.recipe.epochs", "4", "--checkpoint.every_n", "2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+
+
+def fit(*args):
+    return main(["fit", "--config", str(CONFIGS / "base.yaml"), *TINY, *args])
+
+
+RUN = Path("lightning_logs/version_0")
+
+
+def scalars(folder=RUN):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+def test_fit_condenses_evaluates_and_writes_everything(capsys):
+    assert fit("--evaluation.whole_set_epochs", "2") == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "test network",
+        "DC",
+        "random",
+        "whole set",
+        "MLP",
+        "n=2",
+        "synthetic.pt",
+        "results.json",
+        "TensorBoard",
+    ):
+        assert word in shown
+    results = json.loads((RUN / "results.json").read_text())
+    dc, _, whole = results["columns"]
+    assert [column["name"] for column in results["columns"]] == ["DC", "random", "whole set"]
+    assert [column["training_images"] for column in results["columns"]] == [6, 6, 36]
+    assert dc["scores"][0]["n"] == len(dc["scores"][0]["accuracies"]) == len(set(dc["scores"][0]["seeds"])) == 2
+    assert whole["scores"][0]["epochs"] == 1
+    assert [entry["iteration"] for entry in results["history"]] == [0, 2, 4]
+    assert results["configuration"]["model"]["init_args"]["ipc"] == 2
+    assert {"versions", "hardware", "seconds", "seed", "finished"} <= set(results)
+    assert sorted(path.name for path in (RUN / "images").iterdir()) == [f"iteration_00000{n}.png" for n in (0, 2, 4)]
+    assert sorted(path.name for path in (RUN / "checkpoints").iterdir()) == [
+        "iteration_000002.ckpt",
+        "iteration_000004.ckpt",
+        "last.ckpt",
+    ]
+    (synthetic,) = load_synthetic(RUN / "synthetic.pt")
+    assert synthetic.source["iteration"] == 4
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    assert torch.equal(checkpoint["state_dict"]["images"], synthetic.images)
+
+
+def test_curves_are_in_tensorboard():
+    assert fit() == 0
+    curves, events = scalars()
+    assert [step for step, _ in curves["matching_loss"]] == [1, 2, 3, 4]
+    assert [step for step, _ in curves["accuracy/MLP"]] == [0, 2, 4]
+    assert [step for step, _ in curves["accuracy_std/MLP"]] == [0, 2, 4]
+    assert [image.step for image in events.Images("synthetic images")] == [0, 2, 4]
+    final = json.loads((RUN / "results.json").read_text())["columns"][0]["scores"][0]["mean"]
+    assert curves["final/DC/MLP"][-1][1] == pytest.approx(final)
+
+
+def test_what_is_saved_is_what_was_evaluated():
+    assert fit() == 0
+    results = json.loads((RUN / "results.json").read_text())
+    assert main(["evaluate", "--config", str(RUN / "config.yaml"), "--synthetic", str(RUN / "synthetic.pt")]) == 0
+    again = json.loads(Path("lightning_logs/version_1/results.json").read_text())
+    assert again["kind"] == "evaluation"
+    for column, same in zip(results["columns"], again["columns"], strict=True):
+        assert [score["accuracies"] for score in column["scores"]] == [score["accuracies"] for score in same["scores"]]
+
+
+def test_one_seed_repeats_and_another_differs():
+    for seed in ("1", "1", "2"):
+        assert fit("--seed_everything", seed) == 0
+    sets = [load_synthetic(f"lightning_logs/version_{n}/synthetic.pt")[0].images for n in range(3)]
+    assert torch.equal(sets[0], sets[1])
+    assert not torch.equal(sets[0], sets[2])
+
+
+@pytest.mark.parametrize("form", ["authors", "folder"])
+def test_evaluate_takes_other_peoples_sets(form, capsys):
+    data = TinyData()
+    data.setup()
+    sets = [random_set(data, 2, seed) for seed in (0, 1)]
+    if form == "authors":
+        torch.save({"data": [[s.images, s.labels] for s in sets], "accs_all_exps": {}}, "other")
+    else:
+        sets[0].export("other")
+    command = ["evaluate", *TINY, "--synthetic", "other", "--evaluation.networks", "[MLP, ConvNetD1]"]
+    assert main(command) == 0
+    results = json.loads((RUN / "results.json").read_text())
+    assert [score["network"] for score in results["columns"][0]["scores"]] == ["MLP", "ConvNetD1"]
+    assert results["columns"][0]["scores"][0]["n"] == (4 if form == "authors" else 2)
+    if form == "authors":
+        assert main([*command, "--experiment", "1"]) == 0
+        assert json.loads(Path("lightning_logs/version_1/results.json").read_text())["sets"] == 1
+        assert main([*command, "--experiment", "2"]) == 2
+        assert "experiment must be in 0..1" in capsys.readouterr().err
+
+
+def test_resume_goes_on_in_the_same_folder_with_the_same_bits():
+    assert fit() == 0
+    whole, (curves, _) = load_synthetic(RUN / "synthetic.pt")[0], scalars()
+    results = json.loads((RUN / "results.json").read_text())
+    assert fit("--trainer.max_epochs", "2") == 0
+    second = Path("lightning_logs/version_1")
+    again = ["fit", "--config", str(second / "config.yaml"), "--trainer.max_epochs", "4"]
+    assert main([*again, "--ckpt_path", str(second / "checkpoints" / "last.ckpt")]) == 0
+    assert not Path("lightning_logs/version_2").exists()
+    assert torch.equal(load_synthetic(second / "synthetic.pt")[0].images, whole.images)
+    assert scalars(second)[0]["matching_loss"] == curves["matching_loss"]
+    resumed = json.loads((second / "results.json").read_text())
+    assert resumed["columns"] == results["columns"]
+    assert [entry["iteration"] for entry in resumed["history"]] == [0, 2, 4]
+
+
+def test_a_finished_run_can_be_resumed_to_be_evaluated_again():
+    assert fit() == 0
+    (RUN / "results.json").unlink()
+    last = str(RUN / "checkpoints" / "last.ckpt")
+    assert main(["fit", "--config", str(RUN / "config.yaml"), "--ckpt_path", last]) == 0
+    assert (RUN / "results.json").is_file()
+
+
+BAD = {
+    "network": (["--model.network", "Foo"], "Unknown network 'Foo': expected one of MLP, LeNet"),
+    "imported network": (["--model.network", "foo.Bar"], "cannot be imported"),
+    "distance": (["--model.distance", "l2"], "Unknown distance 'l2': expected one of ours, mse, cos"),
+    "dataset": (["--data", "Foo"], "Unknown dataset Foo: expected one of Digits, MNIST"),
+    "dataset path": (["--data", "dc_lightning.data.Foo"], "Unknown dataset dc_lightning.data.Foo"),
+    "ipc": (["--model.ipc", "0"], "ipc must be at least 1 (synthetic images per class), got 0."),
+    "negative ipc": (["--model.ipc", "-3"], "got -3"),
+    "no number": (["--model.ipc", "many"], "many"),
+    "image size": (["--model.network", "VGG11"], "VGG11 needs images of at least 32x32 pixels, got 6x6"),
+    "test network's image size": (["--evaluation.networks", "VGG11"], "VGG11 needs images of at least 32x32"),
+    "pool": (["--evaluation.networks", "Q"], "Unknown pool or network 'Q'"),
+    "linked from the data": (["--model.num_classes", "10"], "num_classes is not an option of the model: it is taken"),
+    "seed of the model": (["--model.seed", "3"], "give seed_everything instead"),
+    "seed of the evaluation": (["--evaluation.seed", "3"], "give seed_everything instead"),
+    "no seed": (["--seed_everything", "true"], "seed_everything must be an integer"),
+    "too few for real init": (["--model.init", "real", "--model.ipc", "20"], "0 (class 0: 12)"),
+    "augmentation": (["--evaluation.recipe.augmentation", "[flip]"], "crop, scale, rotate, noise"),
+    "folder": (["--trainer.logger.save_dir", "/proc/nowhere"], "cannot be written"),
+    "config file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "option": (["--foo", "3"], "--foo"),
+    "checkpoint": (["--ckpt_path", "nowhere.ckpt"], "There is no checkpoint at 'nowhere.ckpt'"),
+    "missing data": (
+        ["--data", "FashionMNIST", "--data.root", "nowhere", "--data.download", "false"],
+        "nowhere/FashionMNIST/raw/train-images-idx3-ubyte",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_before_anything_starts(case, capsys):
+    args, message = BAD[case]
+    assert fit(*args) == 2
+    shown = capsys.readouterr()
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in shown.err + shown.out
+    assert "outer iteration" not in shown.out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"PK\x03\x04 not all of it", "damaged"), (None, "not a checkpoint of a condensation")],
+)
+def test_a_foreign_checkpoint_is_named(content, message, capsys):
+    path = Path("x.ckpt")
+    path.write_bytes(content) if content else torch.save({"state_dict": {}}, path)
+    assert fit("--ckpt_path", str(path)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.ipc", "3"], "ipc was 2 and is 3"),
+        (["--model.network", "ConvNetD1"], "network was MLP and is ConvNetD1"),
+        (["--model.distance", "mse"], "distance was ours and is mse"),
+        (["--seed_everything", "7"], "seed was 0 and is 7"),
+        (["--data.batch_real", "3"], "batch_real was 256 and is 3"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused(args, message, capsys):
+    assert fit("--evaluation.every_n", "0") == 0
+    assert fit("--ckpt_path", str(RUN / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "6", *args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_refuses_a_set_of_other_data(capsys):
+    data = TinyData(classes=4)
+    data.setup()
+    random_set(data, 1, 0).save("other.pt")
+    assert main(["evaluate", *TINY, "--synthetic", "other.pt"]) == 2
+    assert "classes 4 against 3" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_good_checkpoint(capsys):
+    assert fit("--evaluation.every_n", "0", "--trainer.max_epochs", "2") == 0
+    before = (RUN / "checkpoints" / "last.ckpt").read_bytes()
+    assert fit("--model.lr_images", "1e38", "--evaluation.every_n", "0", "--trainer.max_epochs", "20") == 2
+    assert "became NaN or infinite in outer iteration" in capsys.readouterr().err
+    assert (RUN / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def shipped():
+    return sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", shipped(), ids=str)
+def test_every_shipped_config_makes_its_parts_and_says_its_command(path, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(CondensationCLI, "_run_subcommand", lambda cli, subcommand: ran.append(cli))
+    base = [] if path.parent == Path() else ["--config", str(CONFIGS / "base.yaml")]
+    machine = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"] if path.stem == "gpus" else []
+    assert main(["fit", *base, "--config", str(CONFIGS / path), *machine]) == 0
+    (cli,) = ran
+    text = (CONFIGS / path).read_text()
+    assert text.startswith("# ")
+    assert f"dc-lightning fit --config configs/{path if path.parent == Path() else 'base.yaml'}" in text
+    assert str(path) in text
+    for key, value in (yaml.safe_load(text).get("model") or {}).get("init_args", {}).items():
+        assert cli.model.hparams[key] == value
+
+
+def start(*args):
+    command = [sys.executable, "-m", "dc_lightning", "fit", *TINY, "--evaluation.every_n", "0", *args]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(signum):
+    process = start("--trainer.max_epochs", "3000", "--model.outer_steps", "3")
+    while "outer iteration 150/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signum)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    command = next(line for line in rest.splitlines() if "--ckpt_path" in line).split()
+    stopped = torch.load(command[-1], weights_only=True)
+    assert 149 <= stopped["epoch"] < 3000
+    ahead = str(stopped["epoch"] + 2)
+    assert main([*command[1:], "--trainer.max_epochs", ahead]) == 0
+    resumed = load_synthetic(RUN / "synthetic.pt")[0].images
+    arguments = ["--model.outer_steps", "3", "--evaluation.every_n", "0", "--trainer.max_epochs", ahead]
+    assert main(["fit", *TINY, *arguments]) == 0
+    assert torch.equal(load_synthetic("lightning_logs/version_1/synthetic.pt")[0].images, resumed)
+
+
+@pytest.mark.slow
+def test_python_m_is_the_same_and_help_is_there():
+    shown = subprocess.run([sys.executable, "-m", "dc_lightning", "--help"], capture_output=True, text=True, check=True)
+    assert "evaluate" in shown.stdout
+    begun = time.monotonic()
+    process = start("--trainer.max_epochs", "1")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "test network" in output
+    assert time.monotonic() - begun < 120

@@ -1,0 +1,178 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from dc_lightning.errors import InputError
+from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
+
+
+@pytest.fixture
+def synthetic():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 4, 5, generator=generator)
+    names = ("cat", "a/dog", "10")
+    labels = torch.arange(3).repeat_interleave(2)
+    return SyntheticSet(images, labels, (0.3, 0.4, 0.5), (0.2, 0.3, 0.25), names, {"method": "test", "ipc": 2})
+
+
+def test_saving_and_loading_keeps_every_bit(synthetic, tmp_path):
+    synthetic.save(tmp_path / "set.pt")
+    torch.load(tmp_path / "set.pt", weights_only=True)
+    (loaded,) = load_synthetic(tmp_path / "set.pt")
+    assert torch.equal(loaded.images, synthetic.images)
+    assert torch.equal(loaded.labels, synthetic.labels)
+    assert (loaded.mean, loaded.std, loaded.class_names, loaded.source) == (
+        synthetic.mean,
+        synthetic.std,
+        synthetic.class_names,
+        synthetic.source,
+    )
+
+
+def test_it_is_a_dataset_of_either_range(synthetic):
+    image, label = synthetic[3]
+    assert torch.equal(image, synthetic.images[3])
+    assert int(label) == 1
+    unit = synthetic.with_normalized(False)
+    assert torch.equal(unit[3][0], unit.unit_range_images()[3])
+    assert 0 <= float(unit.unit_range_images().min()) <= float(unit.unit_range_images().max()) <= 1
+    expected = (
+        synthetic.images[3] * torch.tensor(synthetic.std).view(3, 1, 1) + torch.tensor(synthetic.mean).view(3, 1, 1)
+    ).clamp(0, 1)
+    torch.testing.assert_close(unit[3][0], expected)
+    batches = list(torch.utils.data.DataLoader(synthetic, batch_size=4))
+    assert [len(images) for images, _ in batches] == [4, 2]
+    assert len(list(synthetic)) == 6
+
+
+def test_export_is_an_image_folder_and_comes_back(synthetic, tmp_path):
+    synthetic.export(tmp_path / "out")
+    (loaded,) = load_synthetic(tmp_path / "out")
+    assert loaded.class_names == synthetic.class_names
+    assert torch.equal(loaded.labels, synthetic.labels)
+    gap = (loaded.unit_range_images() - synthetic.unit_range_images()).abs().max()
+    assert float(gap) <= 1 / 255 + 1e-4  # eight bits a channel
+    with pytest.raises(InputError, match="not empty"):
+        synthetic.export(tmp_path / "out")
+
+
+def test_a_folder_without_normalisation_asks_for_it(synthetic, tmp_path):
+    synthetic.export(tmp_path / "out")
+    os.remove(tmp_path / "out" / "synthetic.json")
+    with pytest.raises(InputError, match="give mean and std"):
+        load_synthetic(tmp_path / "out")
+    (loaded,) = load_synthetic(tmp_path / "out", synthetic.mean, synthetic.std)
+    assert len(loaded) == 6
+
+
+def test_ten_and_more_classes_keep_their_order(tmp_path):
+    names = tuple(str(n) for n in range(12))
+    many = SyntheticSet(
+        torch.arange(12.0).view(12, 1, 1, 1).repeat(1, 1, 2, 2) / 12, torch.arange(12), (0.0,), (1.0,), names
+    )
+    many.export(tmp_path / "out")
+    (loaded,) = load_synthetic(tmp_path / "out")
+    torch.testing.assert_close(loaded.images, many.images, atol=0.003, rtol=0)
+
+
+def test_the_authors_file_has_one_set_an_experiment(tmp_path):
+    content = {
+        "data": [[torch.randn(4, 1, 2, 2), torch.tensor([0, 0, 1, 1])] for _ in range(3)],
+        "accs_all_exps": {"ConvNet": [np.float64(0.3), np.mean([0.2, 0.4])]},
+    }
+    torch.save(content, tmp_path / "res.pt")
+    sets = load_synthetic(tmp_path / "res.pt", (0.1,), (0.2,), ("a", "b"))
+    assert [s.source["experiment"] for s in sets] == [0, 1, 2]
+    assert torch.equal(sets[2].images, content["data"][2][0])
+    with pytest.raises(InputError, match="give mean and std"):
+        load_synthetic(tmp_path / "res.pt")
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch evil-was-here",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"data": Evil()}, "evil.pt")
+    with pytest.raises(InputError, match="run code"):
+        load_synthetic("evil.pt")
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def good():
+    return {
+        "format": "dc_lightning synthetic set 1",
+        "images": torch.zeros(2, 1, 2, 2),
+        "labels": torch.tensor([0, 1]),
+        "mean": [0.5],
+        "std": [0.5],
+        "class_names": ["a", "b"],
+        "source": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([0])}, "one label"),
+        ({"labels": torch.tensor([0, 5])}, "go up to 5"),
+        ({"labels": torch.tensor([0, -1])}, "0 or more"),
+        ({"images": torch.zeros(2, 4)}, r"\(n, C, H, W\)"),
+        ({"images": torch.full((2, 1, 2, 2), float("nan"))}, "NaN"),
+        ({"images": torch.zeros(0, 1, 2, 2), "labels": torch.zeros(0)}, "no images"),
+        ({"mean": [0.1, 0.2, 0.3]}, "1 channels"),
+        ({"format": "something else"}, "not a synthetic set"),
+    ],
+)
+def test_contents_that_do_not_fit_are_named(change, message, tmp_path):
+    torch.save({**good(), **change}, tmp_path / "set.pt")
+    with pytest.raises(InputError, match=message):
+        load_synthetic(tmp_path / "set.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_damaged_file_is_named(share, synthetic, tmp_path):
+    synthetic.save(tmp_path / "set.pt")
+    content = (tmp_path / "set.pt").read_bytes()
+    (tmp_path / "set.pt").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="damaged"):
+        load_synthetic(tmp_path / "set.pt")
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="no synthetic set at"):
+        load_synthetic(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(InputError, match="another kind"):
+        load_synthetic(tmp_path / "text.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no folder with one folder"):
+        load_synthetic(tmp_path / "empty", (0.5,), (0.5,))
+
+
+def test_grid_has_one_row_a_class(synthetic, tmp_path):
+    grid = synthetic.grid()
+    assert grid.shape == (3, 3 * (4 + 2) + 2, 2 * (5 + 2) + 2)
+    torch.testing.assert_close(grid[:, 2:6, 2:7], synthetic.unit_range_images()[0])
+    torch.testing.assert_close(grid[:, 8:12, 9:14], synthetic.unit_range_images()[3])
+    synthetic.save_grid(tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_whole(tmp_path / "a.json", b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "a.json", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_bytes() == b"old"
+
+
+def test_metadata_is_plain_json(synthetic, tmp_path):
+    synthetic.export(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "synthetic.json").read_text())["source"]["method"] == "test"
