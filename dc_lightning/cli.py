@@ -1,6 +1,7 @@
 """The command line: ``dc-lightning fit`` and ``dc-lightning evaluate``, on LightningCLI."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -235,6 +236,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 128 and the signal's number where one ended the run.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for networks, distances and datasets of one's own, named by import path
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on

@@ -4,6 +4,7 @@ Images are held once in memory, normalised once, and moved once to the device; a
 small subclass of `CondensationDataModule`; any other comes in through `ImageFolder` or `TorchDataset`.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -21,6 +22,8 @@ from torchvision.transforms import v2
 
 from dc_lightning.errors import InputError
 from dc_lightning.seeds import derive_generator
+
+log = logging.getLogger(__name__)
 
 Split = tuple[Tensor | Dataset, Tensor]
 """Images, ``(n, C, H, W)`` uint8 or float in [0, 1], or a dataset of them; and labels, ``(n,)`` int64."""
@@ -218,7 +221,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         self._test_labels = test_labels
         few = [n for n in self.real.counts() if n < self.batch_real]
         if few:
-            rank_zero_info(
+            rank_zero_only(log.warning)(
                 f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than "
                 f"batch_real={self.batch_real} training images (the smallest {min(few)}); "
                 "their matching steps use all they have."
