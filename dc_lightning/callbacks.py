@@ -1,5 +1,6 @@
 """Callbacks of a condensation: evaluation, checkpoints, progress."""
 
+import io
 import signal
 import threading
 import time
@@ -8,9 +9,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +27,7 @@ from rich.progress import (
 )
 
 from dc_lightning.condensation import CondensationModule
-from dc_lightning.data import CondensationDataModule
+from dc_lightning.data import CondensationDataModule, to_tensor
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import (
     Group,
@@ -39,7 +43,7 @@ from dc_lightning.evaluation import (
 from dc_lightning.parts import Spec
 from dc_lightning.results import Column, environment, now, print_table, write_results
 from dc_lightning.seeds import derive_seed
-from dc_lightning.synthetic import SyntheticSet
+from dc_lightning.synthetic import SyntheticSet, write_whole
 
 
 class EvaluationCallback(Callback):
@@ -88,6 +92,7 @@ class EvaluationCallback(Callback):
         self.whole_set_networks = whole_set_networks
         self.recipe = recipe
         self.seed = seed
+        self.folder = Path()
         self.configuration: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
         self._history: list[dict[str, Any]] = []
@@ -104,19 +109,33 @@ class EvaluationCallback(Callback):
     def _seconds(self) -> float:
         return self._seconds_before + (time.monotonic() - self._started if self._started else 0.0)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agrees with the other processes on the folder of the results."""
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out now, not after hours, what the evaluation at the end would stumble over."""
         module = _condensation(pl_module)
         check_networks(pool(self.networks, module.network_spec), module.data)
         if trainer.is_global_zero:
-            require_writable(_folder(trainer))
+            require_writable(self.folder)
 
         self._started = time.monotonic()
+        module = _condensation(pl_module)
+        for entry in self._history:  # the curve is cut at the iteration that the run goes on from
+            if entry["iteration"] == module.resumed_at:
+                self._log(trainer, entry)
+        self._evaluate_if_due(trainer, module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates before every ``every_n``-th outer iteration, the first included: then a checkpoint is written."""
-        if self.every_n and trainer.current_epoch % self.every_n == 0:
-            self._evaluate(trainer, _condensation(pl_module), trainer.current_epoch)
+        """Evaluates before every ``every_n``-th outer iteration, the first included."""
+        self._evaluate_if_due(trainer, _condensation(pl_module))
+
+    def _evaluate_if_due(self, trainer: Trainer, module: CondensationModule) -> None:
+        iteration = trainer.current_epoch
+        done = any(entry["iteration"] == iteration for entry in self._history)
+        if self.every_n and iteration % self.every_n == 0 and not done and iteration != trainer.max_epochs:
+            self._evaluate(trainer, module, iteration)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the final images and the baselines, writes the results and prints the table.
@@ -141,7 +160,7 @@ class EvaluationCallback(Callback):
             check_fits(synthetic, data)
         check_networks(pool(self.networks, condensed_with), data)
         if trainer.is_global_zero:
-            require_writable(_folder(trainer))
+            require_writable(self.folder)
 
     def evaluate_saved(
         self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec, path: str
@@ -155,7 +174,7 @@ class EvaluationCallback(Callback):
         self._publish(trainer, columns, {"kind": "evaluation", "source": sets[0].source, "sets": len(sets)})
         if trainer.is_global_zero:
             print_table(columns, f"{data.dataset_name}, {sets[0].ipc} per class, {path}")
-            _say(f"results        {_folder(trainer) / 'results.json'}")
+            _say(f"results        {self.folder / 'results.json'}")
 
     def _run(
         self,
@@ -187,20 +206,28 @@ class EvaluationCallback(Callback):
     ) -> tuple[SyntheticSet, list[Score]]:
         synthetic = module.synthetic_set(iteration)
         if trainer.is_global_zero:
-            folder = _folder(trainer)
-            synthetic.save(folder / "synthetic.pt")
-            synthetic.save_grid(folder / "synthetic.png")
-            synthetic.save_grid(folder / "images" / f"iteration_{iteration:06d}.png")
+            synthetic.save(self.folder / "synthetic.pt")
+            synthetic.save_grid(self.folder / "synthetic.png")
+            synthetic.save_grid(self.folder / "images" / f"iteration_{iteration:06d}.png")
         networks = pool(self.networks, module.network_spec)
         title = f"evaluation after {iteration} iterations"
         scores = self._run(trainer, module.data, networks, [synthetic], self.num_networks, title)
-        self._history.append({"iteration": iteration, "scores": [score.to_dict() for score in scores]})
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            for score in scores:
-                metrics = {f"accuracy/{score.network}": score.mean, f"accuracy_std/{score.network}": score.std}
-                trainer.logger.log_metrics(metrics, step=iteration)
-            trainer.logger.experiment.add_image("synthetic images", synthetic.grid(), iteration)
+        entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores]}
+        self._history = [*(old for old in self._history if old["iteration"] != iteration), entry]
+        self._log(trainer, entry)
         return synthetic, scores
+
+    def _log(self, trainer: Trainer, entry: dict[str, Any]) -> None:
+        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        iteration = entry["iteration"]
+        for score in entry["scores"]:
+            name = score["network"]
+            metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
+            trainer.logger.log_metrics(metrics, step=iteration)
+        grid = self.folder / "images" / f"iteration_{iteration:06d}.png"
+        if grid.is_file():
+            trainer.logger.experiment.add_image("synthetic images", to_tensor(Image.open(grid)), iteration)
 
     def _baselines(
         self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], ipc: int
@@ -230,7 +257,7 @@ class EvaluationCallback(Callback):
             **environment(),
         }
         if trainer.is_global_zero:
-            write_results(_folder(trainer) / "results.json", self.results)
+            write_results(self.folder / "results.json", self.results)
         if isinstance(trainer.progress_bar_callback, RunProgress):
             trainer.progress_bar_callback.close()
 
@@ -244,9 +271,9 @@ class EvaluationCallback(Callback):
             final = {
                 f"final/{column.name}/{score.network}": score.mean for column in columns for score in column.scores
             }
-            trainer.logger.log_hyperparams(dict(module.hparams), final)
+            trainer.logger.log_hyperparams(dict(module.hparams), final, step=trainer.current_epoch)
         print_table(columns, f"{source['dataset']}, {source['ipc']} per class, condensed with {source['network']}")
-        folder = _folder(trainer)
+        folder = self.folder
         _say(
             f"synthetic set  {folder / 'synthetic.pt'}\nimages         {folder / 'synthetic.png'}\n"
             f"results        {folder / 'results.json'}\nTensorBoard    tensorboard --logdir {folder}"
@@ -260,10 +287,6 @@ def _say(text: str) -> None:
 def _condensation(module: LightningModule) -> CondensationModule:
     assert isinstance(module, CondensationModule)
     return module
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def require_writable(folder: Path) -> None:
@@ -290,24 +313,27 @@ class Interrupted(BaseException):
     Args:
         signum: the signal.
         whole: whether the state is that between two matching steps, and can be saved.
+        saved: whether it is saved.
     """
 
-    def __init__(self, signum: int, whole: bool) -> None:
+    def __init__(self, signum: int, whole: bool, saved: bool = False) -> None:
         super().__init__(signum, whole)
         self.signum = signum
         self.whole = whole
-        self.checkpoint: Path | None = None
+        self.saved = saved
 
     def __str__(self) -> str:
-        name = signal.Signals(self.signum).name
-        if self.checkpoint is None:
-            return f"Stopped by {name}, before there was anything to save."
-        folder = self.checkpoint.parent.parent
-        state = "the run is saved as it is" if self.whole else "the last checkpoint is kept"
-        return (
-            f"Stopped by {name}; {state}. Go on with\n"
-            f"  dc-lightning fit --config {folder / 'config.yaml'} --ckpt_path {self.checkpoint}"
-        )
+        state = "saved" if self.saved else "the last checkpoint is kept, if there was one"
+        return f"Stopped by {signal.Signals(self.signum).name}; {state}."
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all: a run that is killed while writing keeps the older one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(path, buffer.getvalue())
 
 
 class Checkpoints(ModelCheckpoint):
@@ -340,6 +366,7 @@ class Checkpoints(ModelCheckpoint):
         self._saved_at = 0.0
         self._signum: int | None = None
         self._in_step = False
+        self._stopping = False
         self._old_handlers: dict[int, Any] = {}
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -348,9 +375,15 @@ class Checkpoints(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes nothing over: the paths of a run that was moved are wrong, and nothing is ranked."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets the strategy write whole files."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _WholeFiles()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and SIGTERM, where signals can be taken."""
-        self._saved_at, self._signum = time.monotonic(), None
+        self._saved_at, self._signum, self._stopping = time.monotonic(), None, False
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[signum] = signal.signal(signum, self._on_signal)
@@ -362,11 +395,13 @@ class Checkpoints(ModelCheckpoint):
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            return
         if self._signum is None and self._in_step:
             self._signum = signum
             Console(stderr=True).print("\nStopping after this matching step; once more to stop at once.", markup=False)
         else:
-            self._signum = signum
+            self._signum, self._stopping = signum, True
             raise Interrupted(signum, whole=not self._in_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -392,21 +427,31 @@ class Checkpoints(ModelCheckpoint):
         self._save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves what a signal interrupted between two steps, and notes the checkpoint to go on from."""
-        if isinstance(exception, Interrupted):
-            if exception.whole and trainer.world_size == 1:
-                self._save_now(trainer)
-            if self.last_model_path and Path(self.last_model_path).is_file():
-                exception.checkpoint = Path(self.last_model_path)
+        """Saves what a signal interrupted between two steps, and notes on the exception how to go on."""
+        if isinstance(exception, Interrupted) and exception.whole and not exception.saved and trainer.world_size == 1:
+            self._save_now(trainer)
+            exception.saved = True
+        if self.last_model_path and Path(self.last_model_path).is_file():
+            run = Path(self.last_model_path).parent.parent
+            exception.how_to_go_on = (  # type: ignore[attr-defined]
+                f"dc-lightning fit --config {run / 'config.yaml'} --ckpt_path {self.last_model_path}"
+            )
+        orderly = isinstance(exception, Interrupted) and exception.saved
+        if trainer.is_global_zero and trainer.world_size > 1 and not orderly:
+            # The others may wait for this process in a collective for as long as its time-out.
+            launcher = trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGKILL)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         due = time.monotonic() - self._saved_at >= self.last_every_seconds
-        decide = trainer.strategy.reduce_boolean_decision
-        stop = decide(self._signum is not None, all=False)
-        if stop or decide(due, all=False):
+        decide = trainer.strategy.reduce_boolean_decision  # of all processes: a signal may reach one alone
+        if decide(due or self._signum is not None, all=False):
+            stop = decide(self._signum is not None, all=False)
             self._save_now(trainer)
-        if stop:
-            raise Interrupted(self._signum or signal.SIGTERM, whole=True)
+            if stop:
+                self._stopping = True
+                raise Interrupted(self._signum or signal.SIGTERM, whole=True, saved=True)
 
     def _save_now(self, trainer: Trainer) -> None:
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

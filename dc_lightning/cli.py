@@ -1,9 +1,11 @@
 """The command line: ``dc-lightning fit`` and ``dc-lightning evaluate``, on LightningCLI."""
 
+import errno
 import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from dc_lightning.allocator import keep_freed_memory
@@ -94,6 +97,25 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
+def _is_tensorboard(logger: Any) -> bool:
+    return isinstance(logger, Namespace) and str(logger.get("class_path", "")).endswith("TensorBoardLogger")
+
+
+def _newest_checkpoint(config: Namespace) -> str | None:
+    """The ``last.ckpt`` written last below the logger's folder, for ``last`` and ``auto``."""
+    logger = config.trainer.logger
+    folder = Path(config.trainer.default_root_dir or ".")
+    if _is_tensorboard(logger):
+        folder = Path(logger.init_args.save_dir, logger.init_args.name or "")
+    found = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found and config.ckpt_path == "last":
+        raise InputError(
+            f"There is no checkpoints/last.ckpt below '{folder}' to go on from; give its path, or 'auto', which starts "
+            "anew where there is none."
+        )
+    return str(found[-1]) if found else None
+
+
 def _seed(value: int | bool | None) -> int:
     if value is None or isinstance(value, bool):
         raise InputError(f"seed_everything must be an integer, from which every random draw is derived; got {value}.")
@@ -171,17 +193,20 @@ class CondensationCLI(LightningCLI):
         config = self._configuration()
         if config.keep_freed_memory:
             keep_freed_memory()
+        if self.subcommand == "fit" and config.ckpt_path in ("last", "auto"):
+            config.ckpt_path = _newest_checkpoint(config)
         if self.subcommand == "fit" and config.ckpt_path is not None:
             self._go_on_in_the_same_folder(config)
 
     def _go_on_in_the_same_folder(self, config: Namespace) -> None:
-        """Points the logger at the run that the checkpoint belongs to."""
+        """Points the logger at the run that the checkpoint belongs to, and cuts its curves there."""
         checkpoint = Path(config.ckpt_path)
-        require_checkpoint(checkpoint)
+        content = require_checkpoint(checkpoint)
         folder = checkpoint.resolve().parent.parent
         logger = config.trainer.logger
-        if checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").is_file() and logger:
-            for key, value in (("save_dir", str(folder.parent)), ("name", ""), ("version", folder.name)):
+        if checkpoint.parent.name == "checkpoints" and _is_tensorboard(logger):
+            changes = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+            for key, value in (*changes.items(), ("purge_step", content["curve"][0])):
                 logger.init_args[key] = value
 
     def _parse_ckpt_path(self) -> None:
@@ -227,6 +252,18 @@ def _run(args: Sequence[str] | None) -> None:
     )
 
 
+def _end(message: str, exception: BaseException, code: int) -> int:
+    """Says how the run ended and how to go on; a process other than the first leaves it to that one, if it can."""
+    rank = getattr(rank_zero_only, "rank", 0)
+    if rank:
+        time.sleep(3)
+        message = f"[rank {rank}] {message}"
+    print(message, file=sys.stderr)
+    if command := getattr(exception, "how_to_go_on", None):
+        print(f"Go on with\n  {command}", file=sys.stderr)
+    return code
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -245,14 +282,15 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         _run(args)
     except (InputError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _end(f"error: {error}", error, 2)
     except ValueError as error:  # a part that could not be made, wrapped by the parser
         if "Union subtypes" not in str(error):
             raise
-        print(f"error: {_one_sentence(str(error))}", file=sys.stderr)
-        return 2
+        return _end(f"error: {_one_sentence(str(error))}", error, 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return _end(f"error: A file could not be written ({error.strerror}); make room.", error, 2)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
+        return _end(str(stop), stop, 128 + stop.signum)
     return 0

@@ -43,8 +43,8 @@ def default_loops(ipc: int) -> tuple[int, int]:
 _MAY_CHANGE = ("real_chunk_size",)  # on a resume: changes speed and memory, not the result
 
 
-def require_checkpoint(path: Path) -> None:
-    """Makes sure that a file is a checkpoint of a condensation, before anything is built for it.
+def require_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of a condensation, before anything is built for it.
 
     Raises:
         InputError: if it is missing, damaged, of something else, or would have to run code to be read.
@@ -52,8 +52,9 @@ def require_checkpoint(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"There is no checkpoint at '{path}'; give the path of a .ckpt file.")
     content = read_tensors(path)
-    if not isinstance(content, dict) or "images" not in content.get("state_dict", {}):
+    if not isinstance(content, dict) or "images" not in content.get("state_dict", {}) or "curve" not in content:
         raise InputError(f"'{path}' is not a checkpoint of a condensation; give a .ckpt file that a run of it wrote.")
+    return content
 
 
 class CondensationModule(LightningModule):
@@ -129,6 +130,8 @@ class CondensationModule(LightningModule):
         self._resumed_network: dict[str, Tensor] | None = None
         self._losses = torch.zeros(())  # sum over classes and the steps of this outer iteration
         self._steps = 0
+        self._curve = (0, 0.0)  # the last outer iteration that ended, and its matching loss
+        self.resumed_at: int | None = None
 
     @property
     def data(self) -> CondensationDataModule:
@@ -217,10 +220,19 @@ class CondensationModule(LightningModule):
                 f"{float(loss)}); the last good checkpoint is kept. Go on from it with a smaller model.lr_images than "
                 f"{self.lr_images}."
             )
-        self.log("matching_loss", loss, logger=False)
-        if self.logger is not None:
-            self.logger.log_metrics({"matching_loss": float(loss)}, step=iteration)
+        self._curve = iteration, float(loss)
+        self._log_loss()
         self._losses = torch.zeros_like(self._losses)
+
+    def _log_loss(self) -> None:
+        iteration, loss = self._curve
+        if self.logger is not None and iteration:
+            self.logger.log_metrics({"matching_loss": loss}, step=iteration)
+
+    def on_train_start(self) -> None:
+        """Logs the iteration that a resume goes on from again: the older curve is cut before it."""
+        if self.resumed_at is not None:
+            self._log_loss()
 
     def match(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> tuple[Tensor, Tensor]:
         """Loss of one class and its derivative; the place where another method differs.
@@ -274,6 +286,7 @@ class CondensationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume compares, and what the steps that are left of this outer iteration go on with."""
         checkpoint["data"] = self._data_identity()
+        checkpoint["curve"] = self._curve
         if "network" in self._unregistered and self.outer_steps > 1:
             checkpoint["network"] = self._unregistered["network"].state_dict()
             checkpoint["losses"] = self._losses
@@ -298,6 +311,8 @@ class CondensationModule(LightningModule):
             )
         self._resumed_network = checkpoint.get("network")
         self._losses = checkpoint.get("losses", self._losses)
+        self._curve = checkpoint["curve"]
+        self.resumed_at = self._curve[0]
 
     def _data_identity(self) -> dict[str, Any]:
         data = self.data
