@@ -119,13 +119,14 @@ class EvaluationCallback(Callback):
         check_networks(pool(self.networks, module.network_spec), module.data)
         if trainer.is_global_zero:
             require_writable(self.folder)
-
         self._started = time.monotonic()
-        module = _condensation(pl_module)
         for entry in self._history:  # the curve is cut at the iteration that the run goes on from
             if entry["iteration"] == module.resumed_at:
                 self._log(trainer, entry)
-        self._evaluate_if_due(trainer, module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates where a run goes on, if that is due."""
+        self._evaluate_if_due(trainer, _condensation(pl_module))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates before every ``every_n``-th outer iteration, the first included."""

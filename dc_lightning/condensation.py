@@ -229,7 +229,7 @@ class CondensationModule(LightningModule):
         if self.logger is not None and iteration:
             self.logger.log_metrics({"matching_loss": loss}, step=iteration)
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Logs the iteration that a resume goes on from again: the older curve is cut before it."""
         if self.resumed_at is not None:
             self._log_loss()

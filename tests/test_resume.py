@@ -1,0 +1,196 @@
+"""No work lost: whatever kills a run, going on ends with the same bits as never having been killed."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dc_lightning.evaluation
+import dc_lightning.synthetic
+from dc_lightning.cli import main
+from dc_lightning.synthetic import load_synthetic
+
+RUN = Path("lightning_logs/version_0")
+ARGS = [
+    *("fit", "--data", "conftest.TinyData", "--model.network", "MLP", "--model.ipc", "2", "--model.outer_steps", "3"),
+    *("--model.inner_epochs", "1", "--trainer.max_epochs", "12", "--trainer.accelerator", "cpu"),
+    *("--evaluation.num_networks", "2", "--evaluation.every_n", "4", "--evaluation.recipe.epochs", "4"),
+    *("--checkpoint.every_n", "4", "--checkpoint.last_every_seconds", "0"),
+]
+
+# Its children are forked from a process that has imported everything and used nothing.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["dc_lightning.cli", "conftest"])
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(args, folder, where, count):
+    """Runs the command line, and dies at the ``count``-th time that it comes to ``where``."""
+    os.chdir(folder)
+    sys.argv = ["dc-lightning"]
+    torch.set_num_threads(1)
+    left = [count]
+
+    def die_there():
+        left[0] -= 1
+        if not left[0]:
+            die()
+
+    replace, train_and_test = os.replace, dc_lightning.evaluation.train_and_test
+
+    def killing_replace(source, target):
+        if where == "inside a checkpoint write" and str(target).endswith("last.ckpt"):
+            die_there()
+        replace(source, target)
+        if where == "after a checkpoint write" and str(target).endswith("last.ckpt"):
+            die_there()
+
+    def killing_train_and_test(*arguments):
+        if where == "inside an evaluation":
+            die_there()
+        return train_and_test(*arguments)
+
+    dc_lightning.synthetic.os.replace = killing_replace
+    dc_lightning.evaluation.train_and_test = killing_train_and_test
+    sys.exit(main(args))
+
+
+def run(args, folder, where="", count=0, after=None):
+    process = context.Process(target=child, args=(args, str(folder), where, count))
+    process.start()
+    process.join(after if after is not None else 120)
+    if after is not None and process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode
+
+
+def outcome(folder):
+    """Images, accuracies and curves of a run that has ended."""
+    events = EventAccumulator(str(folder / RUN))
+    events.Reload()
+    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    results = json.loads((folder / RUN / "results.json").read_text())
+    grids = [image.step for image in events.Images("synthetic images")]
+    return (
+        load_synthetic(folder / RUN / "synthetic.pt")[0].images,
+        results["columns"],
+        results["history"],
+        curves,
+        grids,
+    )
+
+
+def assert_same(first, second):
+    assert torch.equal(first[0], second[0])
+    assert first[1:] == second[1:]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(ARGS, folder) == 0
+    found = outcome(folder)
+    assert [step for step, _ in found[3]["matching_loss"]] == list(range(1, 13))
+    assert [step for step, _ in found[3]["accuracy/MLP"]] == found[4] == [0, 4, 8, 12]
+    return found
+
+
+AUTO = [*ARGS, "--ckpt_path", "auto"]
+
+
+MOMENTS = [
+    *(("inside an evaluation", count) for count in (1, 4, 7, 10)),  # of ten networks
+    *(("inside a checkpoint write", count) for count in (1, 4, 9, 20, 37)),  # of 37: every step, and the end
+    *(("after a checkpoint write", count) for count in (1, 4, 9, 20, 37)),
+]
+
+
+@pytest.mark.parametrize(("where", "count"), MOMENTS)
+def test_killed_there(where, count, whole, tmp_path):
+    assert run(ARGS, tmp_path, where, count) == -signal.SIGKILL
+    assert run(AUTO, tmp_path) == 0
+    if (tmp_path / "lightning_logs/version_1").exists():  # nothing had been saved: a new run
+        assert count == 1
+        (tmp_path / RUN).rename(tmp_path / "killed")
+        (tmp_path / "lightning_logs/version_1").rename(tmp_path / RUN)
+    assert_same(outcome(tmp_path), whole)
+
+
+@pytest.mark.slow
+def test_soak_twenty_kills_at_random_moments(tmp_path):
+    long = [*ARGS, "--trainer.max_epochs", "150", "--evaluation.every_n", "10"]
+    (tmp_path / "whole").mkdir()
+    assert run(long, tmp_path / "whole") == 0
+    moments, kills, steps = random.Random(0), 0, set()
+    assert run(long, tmp_path, "after a checkpoint write", 1) == -signal.SIGKILL
+    while kills < 20:
+        code = run([*long, "--ckpt_path", "last"], tmp_path, after=moments.uniform(0.7, 1.7))
+        if code == 0:  # the run was faster than the moment
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+        steps.add(torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+    assert kills == 20
+    assert len(steps) > 5  # it was killed at work, not at its start
+    assert run([*long, "--ckpt_path", "last"], tmp_path) == 0
+    assert_same(outcome(tmp_path), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signals_inside_an_evaluation_save_first(signum, whole, tmp_path):
+    args = [*ARGS, "--evaluation.recipe.epochs", "100000"]
+    process = context.Process(target=child, args=(args, str(tmp_path), "", 0))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / RUN / "images").exists():  # written just before the first evaluation
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signum)
+    process.join(60)
+    assert process.exitcode == 128 + signum
+    assert run([*ARGS, "--ckpt_path", "last"], tmp_path) == 0
+    assert_same(outcome(tmp_path), whole)
+
+
+def test_a_full_disk_keeps_the_older_checkpoint_and_says_how_to_go_on(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    replace, left = os.replace, [7]
+
+    def full(source, target):
+        if str(target).endswith(".ckpt"):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(dc_lightning.synthetic.os, "replace", full)
+    assert main(ARGS) == 2
+    shown = capsys.readouterr().err
+    assert "No space left on device" in shown
+    assert "lightning_logs/version_0/checkpoints/last.ckpt" in shown.splitlines()[-1]
+    monkeypatch.setattr(dc_lightning.synthetic.os, "replace", replace)
+    assert main(shown.splitlines()[-1].split()[1:]) == 0
+    assert_same(outcome(tmp_path), whole)
+
+
+def test_last_asks_for_a_checkpoint_and_auto_does_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    assert main([*ARGS, "--ckpt_path", "last"]) == 2
+    assert "no checkpoints/last.ckpt below" in capsys.readouterr().err
+    assert main([*ARGS, "--ckpt_path", "auto", "--trainer.max_epochs", "1"]) == 0
