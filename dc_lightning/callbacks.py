@@ -385,9 +385,17 @@ class Checkpoints(ModelCheckpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and SIGTERM, where signals can be taken."""
         self._saved_at, self._signum, self._stopping = time.monotonic(), None, False
+        self._take_signals()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes SIGTERM over again: Lightning has put a handler before ours, which waits for the other processes."""
+        self._take_signals()
+
+    def _take_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[signum] = signal.signal(signum, self._on_signal)
+                old = signal.signal(signum, self._on_signal)
+                self._old_handlers.setdefault(signum, old)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""

@@ -177,6 +177,12 @@ class CondensationCLI(LightningCLI):
             default=True,
             help="Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory.",
         )
+        parser.set_defaults(
+            {
+                "model": {"class_path": "dc_lightning.condensation.CondensationModule"},
+                "data": {"class_path": "dc_lightning.data.Digits"},
+            }
+        )
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
 

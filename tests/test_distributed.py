@@ -1,0 +1,234 @@
+"""Several processes end with what one process ends with; gloo on the CPU."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TinyData
+from test_resume import ARGS, RUN, context, run
+
+from dc_lightning.synthetic import load_synthetic
+
+pytestmark = pytest.mark.distributed
+
+SMALL_BN = (
+    '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8, "normalization": "batch"}}'
+)
+FORK = ["--trainer.strategy", "ddp_fork", "--trainer.devices"]
+
+
+class FailsOnRank1(TinyData):
+    """Its second process fails when it has worked for a while."""
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        if self.trainer.global_rank == 1 and self.trainer.current_epoch == 3:
+            raise RuntimeError("rank 1 has a problem of its own")
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+class NotesNetworks(pl.Callback):
+    """Writes down what every rank's network looks like after every step and its inner loop."""
+
+    def on_train_batch_end(self, trainer, module, *_):
+        network = module._unregistered["network"]
+        total = sum(float(p.detach().double().abs().sum()) for p in network.parameters())
+        with open(f"network_{trainer.global_rank}.txt", "a") as file:
+            file.write(f"{trainer.current_epoch} {total!r}\n")
+
+
+def results(folder, version=0):
+    run_folder = folder / f"lightning_logs/version_{version}"
+    found = json.loads((run_folder / "results.json").read_text())
+    return load_synthetic(run_folder / "synthetic.pt")[0].images, found["columns"], found["history"]
+
+
+@pytest.mark.parametrize("network", ["MLP", SMALL_BN], ids=["MLP", "BatchNorm"])
+def test_processes_that_do_not_divide_the_classes_or_outnumber_them(network, tmp_path):
+    """36 matching steps with their inner loops, an evaluation every four iterations; three classes."""
+    found = {}
+    for size in (1, 2, 4):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        devices = [*FORK, str(size)] if size > 1 else []
+        notes = ["--trainer.callbacks", "test_distributed.NotesNetworks"]
+        assert run([*ARGS, "--model.network", network, *devices, *notes], folder) == 0
+        assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"]
+        found[size] = results(folder)
+        networks = {path.read_text() for path in folder.glob("network_*.txt")}
+        assert len(list(folder.glob("network_*.txt"))) == size
+        assert len(networks) == 1
+        assert len(networks.pop().splitlines()) == 36
+    for size in (2, 4):
+        assert float((found[size][0] - found[1][0]).abs().max()) <= 1e-5
+        assert found[size][1:] == found[1][1:]
+
+
+@pytest.mark.parametrize(("before", "after"), [("2", "2"), ("2", "1"), ("1", "2")])
+def test_killed_and_resumed(before, after, tmp_path):
+    (tmp_path / "whole").mkdir()
+    assert run([*ARGS, *FORK, "2"], tmp_path / "whole") == 0
+    devices = [[*FORK, size] if size == "2" else [] for size in (before, after)]
+    process = context.Process(target=in_a_group, args=([*ARGS, *devices[0]], str(tmp_path)))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / RUN / "checkpoints/iteration_000004.ckpt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    assert run([*ARGS, *devices[1], "--ckpt_path", "last"], tmp_path) == 0
+    images, *rest = results(tmp_path)
+    expected, *expected_rest = results(tmp_path / "whole")
+    assert float((images - expected).abs().max()) <= (0 if before == after else 1e-5)
+    assert rest == expected_rest
+
+
+def in_a_group(args, folder):
+    from test_resume import child
+
+    os.setpgid(0, 0)
+    child(args, folder, "", 0)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def start(command, folder, **environment):
+    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process, timeout=180):
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        pytest.fail(f"it hangs:\n{output}")
+    return process.returncode, output
+
+
+TWO_NODES = ["--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.num_nodes", "2"]
+DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    assert run(ARGS, folder) == 0
+    return results(folder)
+
+
+def assert_is(folder, expected):
+    images, *rest = results(folder)
+    assert float((images - expected[0]).abs().max()) <= 1e-5
+    assert rest == list(expected[1:])
+
+
+@pytest.mark.slow
+def test_two_processes_from_the_command_line_and_their_evaluation(one_process, tmp_path):
+    code, output = finish(start(["dc_lightning", *ARGS, *DDP], tmp_path))
+    assert code == 0, output
+    assert output.count("test network") == 1
+    assert_is(tmp_path, one_process)
+    data, path = ["--data", "conftest.TinyData", "--trainer.accelerator", "cpu"], str(RUN / "synthetic.pt")
+    same = ["--evaluation.num_networks", "2", "--evaluation.recipe.epochs", "4", "--evaluation.networks", "MLP"]
+    code, output = finish(start(["dc_lightning", "evaluate", *data, *same, "--synthetic", path, *DDP], tmp_path))
+    assert code == 0, output
+    again = json.loads((tmp_path / "lightning_logs/version_1/results.json").read_text())
+    for column, expected in zip(again["columns"], one_process[1], strict=True):
+        assert column["scores"][0]["accuracies"] == expected["scores"][0]["accuracies"]
+    assert again["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_nodes_by_torchrun(one_process, tmp_path):
+    port = free_port()
+    launch = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1"]
+    job = [
+        "-m",
+        "dc_lightning",
+        *ARGS,
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.devices",
+        "1",
+        "--trainer.num_nodes",
+        "2",
+    ]
+    nodes = [start([*launch, "--master_port", port, "--node_rank", str(rank), *job], tmp_path) for rank in range(2)]
+    for code, output in [finish(node) for node in nodes]:
+        assert code == 0, output
+    assert_is(tmp_path, one_process)
+
+
+@pytest.mark.slow
+def test_two_nodes_by_slurm(one_process, tmp_path):
+    job = ["dc_lightning", *ARGS, *TWO_NODES]
+    common = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_JOB_NAME": "condense",
+        "SLURM_JOB_ID": "1",
+        "SLURM_NNODES": "2",
+        "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    tasks = [
+        start(job, tmp_path, **common, SLURM_PROCID=str(rank), SLURM_LOCALID="0", SLURM_NODEID=str(rank))
+        for rank in range(2)
+    ]
+    for code, output in [finish(task) for task in tasks]:
+        assert code == 0, output
+    assert_is(tmp_path, one_process)
+
+
+@pytest.mark.slow
+def test_an_error_on_one_rank_ends_all_with_that_error(tmp_path):
+    args = [*ARGS, *DDP, "--data", "test_distributed.FailsOnRank1"]
+    code, output = finish(start(["dc_lightning", *args], tmp_path), timeout=60)
+    assert code != 0
+    assert "rank 1 has a problem of its own" in output
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_once(tmp_path):
+    code, output = finish(start(["dc_lightning", *ARGS, *DDP, "--model.network", "VGG11"], tmp_path), timeout=60)
+    assert code == 2
+    assert output.count("VGG11 cannot take images of 1x6x6") == 1, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_first_process_stops_all_and_saves(signum, one_process, tmp_path):
+    process = start(
+        ["dc_lightning", *ARGS, *DDP, "--evaluation.every_n", "0", "--trainer.max_epochs", "2000"], tmp_path
+    )
+    while "outer iteration 100/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signum)
+    code, output = finish(process, timeout=60)
+    assert code == 128 + signum, output
+    assert "Stopped by" in output
+    saved = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["epoch"] >= 99
