@@ -199,6 +199,7 @@ class CondensationCLI(LightningCLI):
         config = self._configuration()
         if config.keep_freed_memory:
             keep_freed_memory()
+        config.weights_only = True  # a checkpoint that would run code is refused
         if self.subcommand == "fit" and config.ckpt_path in ("last", "auto"):
             config.ckpt_path = _newest_checkpoint(config)
         if self.subcommand == "fit" and config.ckpt_path is not None:
