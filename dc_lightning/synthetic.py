@@ -86,18 +86,24 @@ class SyntheticSet(Dataset):
         images = (self.images * old_std + old_mean - new_mean) / new_std
         return replace(self, images=images, mean=tuple(mean), std=tuple(std))
 
-    def grid(self) -> Tensor:
-        """One row a class, de-normalised (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``."""
+    def grid(self, classes_across: bool = False) -> Tensor:
+        """One row a class, de-normalised (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``.
+
+        Args:
+            classes_across: one column a class instead.
+        """
         images, width = self.unit_range_images(), self.ipc
         rows = []
         for label in range(self.num_classes):
             row = images[self.labels == label]
             rows.append(torch.cat([row, row.new_ones(width - len(row), *row.shape[1:])]))
+        if classes_across:
+            return make_grid(torch.stack(rows, dim=1).flatten(0, 1), nrow=len(rows), padding=2, pad_value=1.0)
         return make_grid(torch.cat(rows), nrow=width, padding=2, pad_value=1.0)
 
-    def save_grid(self, path: str | Path) -> None:
+    def save_grid(self, path: str | Path, classes_across: bool = False) -> None:
         """Writes `grid` as a PNG file, enlarged without smoothing so that its smaller side has 300 pixels or more."""
-        grid = self.grid()
+        grid = self.grid(classes_across)
         factor = max(1, -(-300 // min(grid.shape[1:])))
         enlarged = grid.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
         buffer = io.BytesIO()

@@ -160,6 +160,9 @@ def test_grid_has_one_row_a_class(synthetic, tmp_path):
     assert grid.shape == (3, 3 * (4 + 2) + 2, 2 * (5 + 2) + 2)
     torch.testing.assert_close(grid[:, 2:6, 2:7], synthetic.unit_range_images()[0])
     torch.testing.assert_close(grid[:, 8:12, 9:14], synthetic.unit_range_images()[3])
+    across = synthetic.grid(classes_across=True)
+    assert across.shape == (3, 2 * (4 + 2) + 2, 3 * (5 + 2) + 2)
+    torch.testing.assert_close(across[:, 8:12, 2:7], synthetic.unit_range_images()[1])
     synthetic.save_grid(tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
