@@ -4,11 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dc_lightning.callbacks import Checkpoints, EvaluationCallback, RunProgress
+    from dc_lightning.callbacks import EvaluationCallback
+    from dc_lightning.checkpoints import Checkpoints
     from dc_lightning.condensation import CondensationModule
     from dc_lightning.data import CondensationDataModule
     from dc_lightning.errors import InputError
     from dc_lightning.evaluation import Recipe, evaluate_sets
+    from dc_lightning.progress import RunProgress
     from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
 __version__ = "0.1.0"
@@ -16,11 +18,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "CondensationDataModule": "data",
     "CondensationModule": "condensation",
-    "Checkpoints": "callbacks",
+    "Checkpoints": "checkpoints",
     "EvaluationCallback": "callbacks",
     "InputError": "errors",
     "Recipe": "evaluation",
-    "RunProgress": "callbacks",
+    "RunProgress": "progress",
     "SyntheticSet": "synthetic",
     "evaluate_sets": "evaluation",
     "load_synthetic": "synthetic",

@@ -1,8 +1,18 @@
-"""``python -m dc_lightning``."""
+"""``python -m dc_lightning``, and ``dc-lightning``."""
 
 import sys
 
-from dc_lightning.cli import main
+
+def run() -> int:
+    """Runs the command line; Ctrl-C while it is being imported ends without a traceback."""
+    try:
+        from dc_lightning.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        print("Stopped by SIGINT, before anything was begun.", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

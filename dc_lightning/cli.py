@@ -1,6 +1,7 @@
 """The command line: ``dc-lightning fit`` and ``dc-lightning evaluate``, on LightningCLI."""
 
 import errno
+import inspect
 import logging
 import os
 import re
@@ -12,19 +13,24 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
+from dc_lightning import data
 from dc_lightning.allocator import keep_freed_memory
-from dc_lightning.callbacks import Checkpoints, EvaluationCallback, Interrupted, RunProgress, require_writable
+from dc_lightning.callbacks import EvaluationCallback, require_writable
+from dc_lightning.checkpoints import Checkpoints, Interrupted
 from dc_lightning.condensation import CondensationModule, require_checkpoint
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
+from dc_lightning.progress import RunProgress
 from dc_lightning.synthetic import load_synthetic
 
 
@@ -43,7 +49,7 @@ class CondensationTrainer(Trainer):
         """Scores a saved synthetic set by the recipe of the evaluation.
 
         Args:
-            model: names the condensing network, for the pools S and SS.
+            model: names the condensing network, for the pools S and SS, where the set does not.
             datamodule: the data that the set was made for.
             synthetic: a file of ours, a published file of the authors', or a folder of images.
             experiment: number of one set in an authors' file; None takes all of them.
@@ -83,6 +89,7 @@ class _Evaluation(LightningModule):
                     f"sets; got {self.experiment}."
                 )
             self.sets = [self.sets[self.experiment]]
+        self.model_spec = self.sets[0].source.get("network", self.model_spec)  # what the set says it was made with
         self.callback.check_sets(self.trainer, self.data, self.sets, self.model_spec)
 
     def test_dataloader(self) -> DataLoader:
@@ -117,9 +124,23 @@ def _newest_checkpoint(config: Namespace) -> str | None:
 
 
 def _seed(value: int | bool | None) -> int:
-    if value is None or isinstance(value, bool):
-        raise InputError(f"seed_everything must be an integer, from which every random draw is derived; got {value}.")
+    if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise InputError(
+            f"seed_everything must be an integer in 0..2**32-1, from which every random draw is derived; got {value}."
+        )
     return value
+
+
+def _refuse_seeds_in(path: Path) -> None:
+    """A seed in a configuration file would be overruled without a word."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return  # the parser says it better
+    for part in ("model", "evaluation"):
+        settings = content.get(part) if isinstance(content, dict) else None
+        if isinstance(settings, dict) and "seed" in {**settings, **(settings.get("init_args") or {})}:
+            raise InputError(f"{_ONE_SEED} It is in '{path}'.")
 
 
 class _Parser(LightningArgumentParser):
@@ -130,7 +151,11 @@ class _Parser(LightningArgumentParser):
 
 
 _FROM_DATA = ("num_classes", "channels", "image_size", "class_names", "labels", "images")
-_DATASETS = ("Digits", "MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100", "ImageFolder", "TorchDataset")
+_DATASETS = [
+    name
+    for name, part in vars(data).items()
+    if isinstance(part, type) and issubclass(part, CondensationDataModule) and not inspect.isabstract(part)
+]
 
 
 def _one_sentence(message: str) -> str:
@@ -143,6 +168,9 @@ def _one_sentence(message: str) -> str:
                 f"Unknown dataset {given.group(1) if given else ''}: expected one of {', '.join(_DATASETS)}, or the "
                 "import path of your own CondensationDataModule, with its init_args."
             )
+        key, given = re.match(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
+        if inner.startswith("Expected a <class") and key and given:
+            return f"{key.group(1)}: {' '.join(inner.split())}, got {given.group(1)}."
         return _one_sentence(inner)
     if "compute_fn" in message:  # our own message, wrapped by the parser
         return message.rpartition(" failed: ")[2]
@@ -163,6 +191,9 @@ class CondensationCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Refuses what would be overruled without a word."""
         words = sys.argv[1:] if args is None else args
+        line = "\n".join(words) if isinstance(words, list) else ""
+        for path in re.findall(r"^(?:--config|-c)[=\n](.+)$", line, re.MULTILINE):
+            _refuse_seeds_in(Path(path))
         if isinstance(words, list) and any(re.match(r"--model\.(init_args\.)?seed\b", word) for word in words):
             raise InputError(_ONE_SEED)
         super().parse_arguments(parser, args)
@@ -199,22 +230,25 @@ class CondensationCLI(LightningCLI):
         config = self._configuration()
         if config.keep_freed_memory:
             keep_freed_memory()
+        if config.trainer.default_root_dir and _is_tensorboard(config.trainer.logger):
+            logger = config.trainer.logger.init_args
+            logger.save_dir = config.trainer.default_root_dir if logger.save_dir == "." else logger.save_dir
         config.weights_only = True  # a checkpoint that would run code is refused
         if self.subcommand == "fit" and config.ckpt_path in ("last", "auto"):
             config.ckpt_path = _newest_checkpoint(config)
+        self._iteration = 0
         if self.subcommand == "fit" and config.ckpt_path is not None:
-            self._go_on_in_the_same_folder(config)
+            self._iteration = require_checkpoint(Path(config.ckpt_path))["curve"][0]
 
     def _go_on_in_the_same_folder(self, config: Namespace) -> None:
-        """Points the logger at the run that the checkpoint belongs to, and cuts its curves there."""
+        """Gives the Trainer a logger in the run that the checkpoint belongs to, whose curves are cut there."""
         checkpoint = Path(config.ckpt_path)
-        content = require_checkpoint(checkpoint)
+        config.ckpt_path = None  # for the configuration that is saved
         folder = checkpoint.resolve().parent.parent
-        logger = config.trainer.logger
-        if checkpoint.parent.name == "checkpoints" and _is_tensorboard(logger):
-            changes = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
-            for key, value in (*changes.items(), ("purge_step", content["curve"][0])):
-                logger.init_args[key] = value
+        if checkpoint.parent.name == "checkpoints" and _is_tensorboard(config.trainer.logger):
+            settings = config.trainer.logger.init_args.as_dict()
+            settings |= {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+            self.trainer.logger = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given: LightningCLI would let the checkpoint's win without a word."""
@@ -222,11 +256,22 @@ class CondensationCLI(LightningCLI):
     def _configuration(self) -> Namespace:
         return cast(Namespace, self.config[self.subcommand])
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer; what it refuses is bad input."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from error
+
     def after_instantiate_classes(self) -> None:
         """Notes the configuration in the results."""
         logger = self.trainer.logger
-        require_writable(Path((logger and logger.save_dir) or self.trainer.default_root_dir))
+        if self.trainer.is_global_zero:
+            require_writable(Path((logger and logger.save_dir) or self.trainer.default_root_dir))
         self._dump_config()
+        config = self._configuration()
+        if self.subcommand == "fit" and config.ckpt_path is not None:
+            self._go_on_in_the_same_folder(config)
         for callback in _callbacks(self.trainer):
             if isinstance(callback, EvaluationCallback):
                 callback.note_configuration(self.config_dump)
@@ -259,9 +304,14 @@ def _run(args: Sequence[str] | None) -> None:
     )
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG, errno.ESTALE)
+
+
 def _end(message: str, exception: BaseException, code: int) -> int:
     """Says how the run ended and how to go on; a process other than the first leaves it to that one, if it can."""
     rank = getattr(rank_zero_only, "rank", 0)
+    if rank and isinstance(exception, Interrupted) and exception.together:
+        return code
     if rank:
         time.sleep(3)
         message = f"[rank {rank}] {message}"
@@ -295,9 +345,10 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return _end(f"error: {_one_sentence(str(error))}", error, 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in _DISK:
             raise
-        return _end(f"error: A file could not be written ({error.strerror}); make room.", error, 2)
+        where = f" '{error.filename}'" if error.filename else ""
+        return _end(f"error: A file{where} could not be written ({error.strerror}); make room there.", error, 2)
     except Interrupted as stop:
         return _end(str(stop), stop, 128 + stop.signum)
     return 0

@@ -1,6 +1,7 @@
 """The condensation: synthetic images as parameters, learned by matching gradients (paper, algorithm 1)."""
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from dc_lightning.data import CondensationDataModule, RealImages
 from dc_lightning.errors import InputError
 from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class
-from dc_lightning.parts import Spec, check_network, find_distance, make_network, part_name
-from dc_lightning.seeds import derive_generator, derive_seed
+from dc_lightning.parts import Spec, as_spec, check_network, find_distance, make_network
+from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet, read_tensors
 
 _INNER_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
@@ -40,7 +41,7 @@ def default_loops(ipc: int) -> tuple[int, int]:
     return ipc, math.floor(_INNER_EPOCHS[low] + share * (_INNER_EPOCHS[high] - _INNER_EPOCHS[low]) + 0.5)
 
 
-_MAY_CHANGE = ("real_chunk_size",)  # on a resume: changes speed and memory, not the result
+_MAY_CHANGE = ("real_chunk_size", "lr_images")  # on a resume: memory, and what a run that diverged needs
 
 
 def require_checkpoint(path: Path) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def require_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no checkpoint at '{path}'; give the path of a .ckpt file.")
     content = read_tensors(path)
-    if not isinstance(content, dict) or "images" not in content.get("state_dict", {}) or "curve" not in content:
+    state, curve = (content.get(key) for key in ("state_dict", "curve")) if isinstance(content, dict) else (None, None)
+    if not isinstance(state, dict) or "images" not in state or not isinstance(curve, tuple):
         raise InputError(f"'{path}' is not a checkpoint of a condensation; give a .ckpt file that a run of it wrote.")
     return content
 
@@ -103,6 +105,7 @@ class CondensationModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        network, distance = as_spec(network), as_spec(distance)
         if ipc < 1:
             raise InputError(f"ipc must be at least 1 (synthetic images per class), got {ipc}.")
         for name, value, least in (
@@ -180,15 +183,17 @@ class CondensationModule(LightningModule):
         """One matching step: gradients class by class, one update of the images, then the inner loop."""
         network = self._network(batch_idx)
         if has_batch_norm(network):
-            freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
+            with self._seeded("statistics", batch_idx):
+                freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
 
         self._losses = self._losses.to(self.device)
         loss = torch.zeros_like(self._losses)
         derivative = torch.zeros_like(self.images)
         for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
             rows = slice(label * self.ipc, (label + 1) * self.ipc)
-            real = batch.draw(label, self._generator("real", batch_idx, label))
-            distance, derivative[rows] = self.match(network, real, self.images[rows], label)
+            real = batch.draw(label, self._generator("real", batch_idx, label)).to(self.images.dtype)
+            with self._seeded("match", batch_idx, label):
+                distance, derivative[rows] = self.match(network, real, self.images[rows], label)
             loss += distance
 
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
@@ -199,7 +204,8 @@ class CondensationModule(LightningModule):
         self._steps = batch_idx + 1
 
         if batch_idx < self.outer_steps - 1:
-            self.train_network(network, batch_idx)
+            with self._seeded("train", batch_idx):
+                self.train_network(network, batch_idx)
 
     @property
     def matching_loss(self) -> Tensor:
@@ -212,17 +218,25 @@ class CondensationModule(LightningModule):
         Raises:
             InputError: if so; the checkpoints are from before.
         """
-        loss = self.matching_loss
-        iteration = self.current_epoch + 1
-        if not bool(loss.isfinite() & self.images.isfinite().all()):
-            raise InputError(
-                f"The matching loss or the images became NaN or infinite in outer iteration {iteration} (loss "
-                f"{float(loss)}); the last good checkpoint is kept. Go on from it with a smaller model.lr_images than "
-                f"{self.lr_images}."
-            )
-        self._curve = iteration, float(loss)
+        self.require_finite()
+        self.log("matching_loss", self.matching_loss, logger=False)
+        self._curve = self.current_epoch + 1, float(self.matching_loss)
         self._log_loss()
         self._losses = torch.zeros_like(self._losses)
+
+    def require_finite(self) -> None:
+        """Makes sure that what is about to be logged or saved is worth it.
+
+        Raises:
+            InputError: if the matching loss or an image is no finite number; names the outer iteration.
+        """
+        loss = self.matching_loss
+        if not (bool(loss.isfinite()) and bool(self.images.isfinite().all())):
+            raise InputError(
+                f"The matching loss or the images became NaN or infinite in outer iteration {self.current_epoch + 1} "
+                f"(loss {float(loss)}); the last good checkpoint is kept. Go on from it with a smaller model.lr_images "
+                f"than {self.lr_images}."
+            )
 
     def _log_loss(self) -> None:
         iteration, loss = self._curve
@@ -263,13 +277,17 @@ class CondensationModule(LightningModule):
     def _generator(self, purpose: str, batch_idx: int, *label: int) -> torch.Generator:
         return derive_generator(self.seed, purpose, self.current_epoch, batch_idx, *label)
 
+    def _seeded(self, purpose: str, batch_idx: int, *label: int) -> AbstractContextManager[None]:
+        """For what a network itself draws, such as dropout: the same on every process, and after a resume."""
+        return seeded(derive_seed(self.seed, purpose, self.current_epoch, batch_idx, *label), self.device)
+
     def _batch_norm_images(self, batch: RealImages, batch_idx: int) -> Tensor:
         return torch.cat(
             [
                 batch.draw(label, self._generator("batch_norm", batch_idx, label), self.batch_norm_images)
                 for label in range(self.data.num_classes)
             ]
-        )
+        ).to(self.images.dtype)
 
     def _network(self, batch_idx: int) -> nn.Module:
         """The network of this outer iteration: fresh at its first step, from the checkpoint after a resume."""
@@ -309,6 +327,9 @@ class CondensationModule(LightningModule):
                 f"The checkpoint was made with other settings: {'; '.join(differing)}. Go on with the configuration it "
                 "was made with (config.yaml in its run's folder), or start anew without a checkpoint."
             )
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["lr"] = self.lr_images  # the optimizer's state would bring back the old one
         self._resumed_network = checkpoint.get("network")
         self._losses = checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
@@ -323,6 +344,7 @@ class CondensationModule(LightningModule):
             "std": list(data.std),
             "classes": data.num_classes,
             "image_shape": [data.channels, *data.image_size],
+            "images": sum(data.real.counts()) if data.real is not None else 0,
         }
 
     def synthetic_set(self, iteration: int) -> SyntheticSet:
@@ -341,8 +363,8 @@ class CondensationModule(LightningModule):
             source={
                 "method": "gradient matching",
                 "dataset": data.dataset_name,
-                "network": part_name(self.network_spec),
-                "distance": part_name(self.distance_spec),
+                "network": self.network_spec,
+                "distance": self.distance_spec,
                 "ipc": self.ipc,
                 "init": self.init,
                 "seed": self.seed,

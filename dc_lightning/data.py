@@ -5,6 +5,7 @@ small subclass of `CondensationDataModule`; any other comes in through `ImageFol
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,11 @@ from dc_lightning.errors import InputError
 from dc_lightning.seeds import derive_generator
 
 log = logging.getLogger(__name__)
+
+_ONE_SHAPE = (
+    "All images must have one shape, but there are {} and {}; give data.image_size and data.channels, or a dataset "
+    "whose transform resizes."
+)
 
 Split = tuple[Tensor | Dataset, Tensor]
 """Images, ``(n, C, H, W)`` uint8 or float in [0, 1], or a dataset of them; and labels, ``(n,)`` int64."""
@@ -60,6 +66,8 @@ class _ImagesOnDisk:
     def take(self, rows: Tensor) -> Tensor:
         with ThreadPoolExecutor(self.threads) as pool:
             images = list(pool.map(lambda row: self.dataset[row][0], rows.tolist()))
+        if len({image.shape for image in images}) > 1:
+            raise InputError(_ONE_SHAPE.format(*sorted({tuple(image.shape) for image in images})[:2]))
         return torch.stack(images).to(self.device)
 
     def to(self, device: torch.device) -> "_ImagesOnDisk":
@@ -186,8 +194,10 @@ class CondensationDataModule(LightningDataModule, ABC):
                 raise InputError(f"data.{name} must be at least 1 (images), got {value}.")
         if (mean is None) != (std is None):
             raise InputError("data.mean and data.std go together: give both, or neither to have them measured.")
-        if std is not None and min(std) <= 0:
+        if std is not None and not all(0 < value < math.inf for value in std):
             raise InputError(f"data.std must be above 0 in every channel, got {std}.")
+        if mean is not None and not all(math.isfinite(value) for value in mean):
+            raise InputError(f"data.mean must be a number in every channel, got {mean}.")
         self.batch_real = batch_real
         self.test_batch_size = test_batch_size
         self.given_mean, self.given_std = mean or self.default_mean, std or self.default_std
@@ -228,6 +238,11 @@ class CondensationDataModule(LightningDataModule, ABC):
             )
 
     def _check_labels(self, train: Tensor, test: Tensor) -> None:
+        if self.num_classes < 2:
+            raise InputError(
+                f"{self.dataset_name} needs at least two classes, but has {list(self.class_names)}; images lie in one "
+                "folder a class."
+            )
         if not len(test):
             raise InputError(
                 f"{self.dataset_name} has no test images, so nothing could be evaluated; add a test split."
@@ -345,10 +360,7 @@ def _stack(dataset: Dataset) -> Split:
         image, label = dataset[row]
         tensor = to_tensor(image)
         if images and tensor.shape != images[0].shape:
-            raise InputError(
-                f"All images must have one shape, but image 0 has {tuple(images[0].shape)} and image {row} "
-                f"{tuple(tensor.shape)}; give data.image_size and data.channels, or a transform that resizes."
-            )
+            raise InputError(_ONE_SHAPE.format(tuple(images[0].shape), tuple(tensor.shape)))
         images.append(tensor)
         labels.append(int(label))
     if not images:
@@ -421,7 +433,7 @@ class _Torchvision(CondensationDataModule):
         for train in (True, False):
             try:
                 self._dataset(train)
-            except (RuntimeError, OSError) as missing:
+            except Exception as missing:  # not there, or damaged in whatever way
                 reason: Exception = missing
                 if self.download:
                     try:
@@ -519,16 +531,19 @@ class CIFAR100(CIFAR10):
 
 
 def _open(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return image
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise InputError(f"'{path}' is no image that can be read ({error}); mend or remove it.") from error
 
 
 class ImageFolder(CondensationDataModule):
     """A tree of image files, one folder a class.
 
-    ``root`` has either ``train`` and ``test`` (or ``val``) with the classes' folders below, or the classes' folders
-    themselves; then a seeded share of every class becomes the test set.
+    ``root`` has either ``train`` and ``test`` (or ``val``) with the classes' folders below, or ``train`` alone, or the
+    classes' folders themselves; then a seeded share of every class becomes the test set.
 
     Args:
         root: folder of the tree.
@@ -557,6 +572,8 @@ class ImageFolder(CondensationDataModule):
         super().__init__(batch_real, test_batch_size, mean, std, in_memory)
         if channels not in (None, 1, 3):
             raise InputError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}.")
+        if image_size is not None and min(image_size) < 1:
+            raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
         if not 0 < test_fraction < 1:
             raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
         self.root = root
@@ -597,7 +614,7 @@ class ImageFolder(CondensationDataModule):
             return self._split(train_tree), self._split(test_tree), train_tree.classes
         from sklearn.model_selection import train_test_split
 
-        tree = self._tree(root)
+        tree = self._tree(root / "train" if (root / "train").is_dir() else root)
         try:
             train, test = train_test_split(
                 range(len(tree)), test_size=self.test_fraction, stratify=tree.targets, random_state=0
@@ -646,6 +663,10 @@ class TorchDataset(CondensationDataModule):
         self.given_class_names = class_names
         self._name = type(self).__name__
 
+    def prepare_data(self) -> None:
+        """Makes both sets once on one process, so that one alone downloads."""
+        self.load()
+
     @property
     def dataset_name(self) -> str:
         """Name of the dataset's class."""
@@ -653,7 +674,14 @@ class TorchDataset(CondensationDataModule):
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
-        train, test = self.make_train(), self.make_test()
+        try:
+            train, test = self.make_train(), self.make_test()
+        except Exception as error:  # whatever a dataset of the user's raises
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"The dataset cannot be made ({type(error).__name__}: {reason}); see the arguments of data.train and "
+                "data.test, and whether its files are there."
+            ) from error
         self._name = type(train).__name__
         splits = [self._split(train), self._split(test)]
         names = self.given_class_names or getattr(train, "classes", None)

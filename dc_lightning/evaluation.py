@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -68,7 +69,7 @@ def pool(networks: str | Sequence[Spec], condensed_with: Spec) -> list[Spec]:
     return POOLS.get(networks, [networks])
 
 
-def _default_augmentation_by_network() -> dict[str, list[str]]:
+def _default_augmentation_by_network() -> dict[str, list[Spec]]:
     return {"ConvNetBN": ["crop", "noise"]}
 
 
@@ -97,19 +98,22 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 256
-    augmentation: list[str] | None = None
-    augmentation_by_network: dict[str, list[str]] = field(default_factory=_default_augmentation_by_network)
+    augmentation: list[Spec] | None = None
+    augmentation_by_network: dict[str, list[Spec]] = field(default_factory=_default_augmentation_by_network)
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("epochs_augmented", 0), ("batch_size", 1), ("lr", 0)):
-            if getattr(self, name) < least:
+        for name, least in (
+            *(("epochs", 0), ("epochs_augmented", 0), ("batch_size", 1)),
+            *(("lr", 0), ("momentum", 0), ("weight_decay", 0)),
+        ):
+            if not getattr(self, name) >= least:
                 raise InputError(f"evaluation.recipe.{name} must be at least {least}, got {getattr(self, name)}.")
-        for names in (self.augmentation or [], *self.augmentation_by_network.values()):
-            for name in names:
-                find_operation(name)
+        for operations in (self.augmentation or [], *self.augmentation_by_network.values()):
+            for operation in operations:
+                find_operation(operation)
 
-    def augmentation_for(self, network: Spec, data: CondensationDataModule) -> list[str]:
-        """Names of the operations for a test network on a dataset; an empty list is no augmentation."""
+    def augmentation_for(self, network: Spec, data: CondensationDataModule) -> list[Spec]:
+        """The operations for a test network on a dataset; an empty list is no augmentation."""
         if part_name(network) in self.augmentation_by_network:
             return self.augmentation_by_network[part_name(network)]
         return list(data.augmentation) if self.augmentation is None else self.augmentation
@@ -303,10 +307,21 @@ class Group:
 
     @classmethod
     def of(cls, trainer: Trainer) -> "Group":
-        """The processes of a Trainer."""
-        return cls(
-            trainer.global_rank, trainer.world_size, lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
-        )
+        """The processes of a Trainer; every one of them must call this.
+
+        They sum over a group of their own, on the CPU, whose time-out does not end the wait for one that has long
+        networks to train.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls(trainer.global_rank, trainer.world_size)
+        patient: Any = distributed.new_group(timeout=timedelta(days=30), backend="gloo")
+
+        def reduce(tensor: Tensor) -> Tensor:
+            total = tensor.cpu()
+            distributed.all_reduce(total, group=patient)
+            return total
+
+        return cls(trainer.global_rank, trainer.world_size, reduce)
 
 
 Progress = Callable[[str, int, int], None]
@@ -372,7 +387,13 @@ def evaluate_sets(
         augmentation = recipe.augmentation_for(network, data)
         default = recipe.epochs_augmented if augmentation else recipe.epochs
         scores.append(
-            Score(part_name(network), values[rows], seeds[rows], default if epochs is None else epochs, augmentation)
+            Score(
+                part_name(network),
+                values[rows],
+                seeds[rows],
+                default if epochs is None else epochs,
+                [part_name(operation) for operation in augmentation],
+            )
         )
     return scores
 
@@ -390,6 +411,9 @@ def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
     }
     theirs = {"classes": data.num_classes, "channels": data.channels, "image size": tuple(data.image_size)}
     differing = [f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if not differing and tuple(synthetic.class_names) != tuple(data.class_names):
+        foreign = sorted(set(synthetic.class_names) ^ set(data.class_names)) or "their order"
+        differing = [f"names of the classes ({foreign})"]
     if differing:
         raise InputError(
             f"The synthetic set does not fit the data {data.dataset_name}: {', '.join(differing)}; take the data it "

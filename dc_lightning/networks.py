@@ -277,7 +277,10 @@ class ResNet18(Classifier):
             if stride == 2:
                 rounding = 0 if average_pooling else 1  # a strided convolution with padding rounds up
                 height, width = (height + rounding) // 2, (width + rounding) // 2
-        _require("ResNet18_AP", (height, width), image_size, 8)
+        name = "ResNet18_AP" if average_pooling else "ResNet18"
+        if normalization == "instance":  # of a single pixel nothing is left
+            _require(name, (height * width - 1,) * 2, image_size, 16 if average_pooling else 9)
+        _require(name, (height, width), image_size, 8)
         if not average_pooling:
             window = min(4, height), min(4, width)  # 4x4 in the authors' code, whose last maps are 4x4
             layers.append(nn.AvgPool2d(window))

@@ -17,10 +17,28 @@ from dc_lightning import augmentation, distance, networks
 from dc_lightning.augmentation import Operation
 from dc_lightning.distance import Distance
 from dc_lightning.errors import InputError
+from dc_lightning.matching import freeze_batch_norm
 from dc_lightning.networks import ImageSize, NetworkFactory
 from dc_lightning.seeds import seeded
 
 Spec = str | dict[str, Any]
+
+
+def as_spec(part: Any) -> Spec:
+    """A class or function as its import path; strings and mappings as they are.
+
+    Raises:
+        InputError: if it cannot be imported by a path, as what is defined inside a function.
+    """
+    if isinstance(part, str | Mapping):
+        return cast(Spec, part)
+    path = f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', '<object>')}"
+    if "<" in path:
+        raise InputError(
+            f"A network or distance is given by name, by import path, or as a class or function at the top level of a "
+            f"module, so that a checkpoint can name it; got {part!r}."
+        )
+    return path
 
 
 def part_name(spec: Spec) -> str:
@@ -46,7 +64,7 @@ def _find(kind: str, module: ModuleType, spec: Spec) -> Any:
     path, _, name = spec.rpartition(".")
     try:
         return getattr(importlib.import_module(path), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module of the user's raises
         raise InputError(f"The {kind} '{spec}' cannot be imported ({error}): {expected}.") from error
 
 
@@ -61,16 +79,26 @@ def find_network(spec: Spec) -> NetworkFactory:
     return partial(factory, **arguments) if arguments else factory
 
 
+def _make(kind: str, module: ModuleType, spec: Spec) -> Callable[..., Any]:
+    """A function, or an instance of a class."""
+    found = _find(kind, module, spec)
+    arguments = spec.get("init_args", {}) if isinstance(spec, Mapping) else {}
+    try:
+        made = found(**arguments) if isinstance(found, type) else partial(found, **arguments) if arguments else found
+    except TypeError as error:
+        raise InputError(f"The {kind} {part_name(spec)} cannot be made: {error}.") from error
+    if not callable(made):
+        raise InputError(f"The {kind} {part_name(spec)} must be callable, but is a {type(made).__name__}.")
+    return cast(Callable[..., Any], made)
+
+
 def find_distance(spec: Spec) -> Distance:
     """The distance of two gradients; a class is instantiated with its ``init_args``.
 
     Raises:
         InputError: if there is no such distance; names those there are.
     """
-    found = _find("distance", distance, spec)
-    if isinstance(found, type):
-        found = found(**(spec.get("init_args", {}) if isinstance(spec, Mapping) else {}))
-    return cast(Distance, found)
+    return cast(Distance, _make("distance", distance, spec))
 
 
 def find_operation(spec: Spec) -> Operation:
@@ -79,7 +107,7 @@ def find_operation(spec: Spec) -> Operation:
     Raises:
         InputError: if there is no such augmentation; names those there are.
     """
-    return cast(Operation, _find("augmentation", augmentation, spec))
+    return cast(Operation, _make("augmentation", augmentation, spec))
 
 
 def make_network(spec: Spec, channels: int, num_classes: int, image_size: ImageSize, seed: int) -> nn.Module:
@@ -102,9 +130,10 @@ def check_network(spec: Spec, channels: int, num_classes: int, image_size: Image
     size = f"{channels}x{image_size[0]}x{image_size[1]}"
     try:
         with torch.no_grad():
-            logits = make_network(spec, channels, num_classes, image_size, seed=0)(
-                torch.zeros(2, channels, *image_size)
-            )
+            network = make_network(spec, channels, num_classes, image_size, seed=0)
+            logits = network(torch.zeros(2, channels, *image_size))
+            freeze_batch_norm(network, torch.zeros(2, channels, *image_size))
+            network(torch.zeros(1, channels, *image_size))  # one image per class is matched alone
     except InputError:
         raise
     except Exception as error:  # whatever a network of the user's raises

@@ -22,8 +22,16 @@ def derive_generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global CPU generator within the block only: layers draw their initial weights from it."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seeds torch's global generators within the block only: initial weights and dropout draw from them.
+
+    Args:
+        seed: for the CPU's generator, and the device's.
+        device: a CUDA device, if one draws.
+    """
+    index = device.index if device is not None and device.type == "cuda" else None
+    with torch.random.fork_rng(devices=[] if index is None else [index]):
         torch.default_generator.manual_seed(seed)
+        if index is not None:
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield

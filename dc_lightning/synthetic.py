@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,14 +139,19 @@ class SyntheticSet(Dataset):
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; export to a new folder, so that no old image mixes in.")
-        digits = len(str(max(self.num_classes - 1, 1)))
         for index, (image, label) in enumerate(self.with_normalized(False)):
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.class_names[int(label)])
-            target = folder / f"{int(label):0{digits}d}_{name}" / f"{index:05d}.png"  # in the order of the labels
+            target = folder / _folder_name(int(label), self.class_names) / f"{index:05d}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             v2.functional.to_pil_image(image).save(target)
         metadata = {"mean": self.mean, "std": self.std, "class_names": self.class_names, "source": self.source}
         write_whole(folder / _METADATA, json.dumps(metadata, indent=2).encode())
+
+
+def _folder_name(label: int, class_names: Sequence[str]) -> str:
+    """A folder for a class: sorted as the labels are, in letters that every file system takes."""
+    digits = len(str(max(len(class_names) - 1, 1)))
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in class_names[label])
+    return f"{label:0{digits}d}_{name}"
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -159,6 +165,10 @@ def write_whole(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        if os.name == "posix":  # the name too is on the disk
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -188,7 +198,7 @@ def load_synthetic(
     content = read_tensors(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return [_from_ours(content, path)]
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
+    if isinstance(content, dict) and isinstance(content.get("data"), list) and content["data"]:
         pairs = content["data"]
         return [_from_authors(pair, path, index, mean, std, class_names) for index, pair in enumerate(pairs)]
     raise InputError(
@@ -212,14 +222,14 @@ def read_tensors(path: Path) -> Any:
         *(np.dtype, type(np.dtype(np.float64))),
     ]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"'{path}' holds more than tensors and numbers, so that reading it could run code, or it is damaged; "
             "it was not read. Take a file from a source that saves tensors only."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged file fails in whatever way
         raise InputError(f"'{path}' is damaged, cut short or of another kind; fetch or write it again.") from error
 
 
@@ -255,6 +265,8 @@ def _from_ours(content: dict[str, Any], path: Path) -> SyntheticSet:
     if missing:
         raise InputError(f"'{path}' lacks {', '.join(missing)}; it is damaged.")
     images, labels, mean, std, class_names, source = (content[name] for name in fields)
+    if not all(isinstance(value, list) for value in (mean, std, class_names)) or not isinstance(source, dict):
+        raise InputError(f"'{path}' is damaged: mean, std and class_names must be lists, source a mapping.")
     return _checked(images, labels, mean, std, class_names, source, f"'{path}'")
 
 
@@ -280,10 +292,19 @@ def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> Synthetic
         tree = datasets.ImageFolder(str(path))
     except FileNotFoundError as error:
         raise InputError(f"'{path}' is no folder with one folder of images a class ({error}).") from error
+    names = list(class_names or tree.classes)
+    by_folder = {folder: label for label, name in enumerate(names) for folder in (name, _folder_name(label, names))}
+    foreign = [folder for folder in tree.classes if folder not in by_folder]
+    if foreign:
+        raise InputError(f"The folders {foreign} of '{path}' are no classes of the data, which are {names}.")
     convert = v2.Compose([v2.Grayscale(1) if len(mean) == 1 else torch.nn.Identity(), v2.PILToTensor()])
-    images, labels = zip(*((convert(image), label) for image, label in tree), strict=True)
+    try:
+        images, folders = zip(*((convert(image), label) for image, label in tree), strict=True)
+    except OSError as error:
+        raise InputError(f"An image of '{path}' cannot be read ({error}); mend or remove it.") from error
+    labels = torch.tensor([by_folder[tree.classes[folder]] for folder in folders])
+    order = labels.argsort(stable=True)
     if len({image.shape for image in images}) > 1:
         raise InputError(f"The images of '{path}' differ in size; they must all be as large as the real ones.")
     normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-    names = class_names or tree.classes
-    return _checked(normalize(torch.stack(images)), torch.tensor(labels), mean, std, names, source, f"'{path}'")
+    return _checked(normalize(torch.stack(images))[order], labels[order], mean, std, names, source, f"'{path}'")

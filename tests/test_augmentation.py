@@ -86,6 +86,15 @@ def test_draws_cover_their_ranges():
         assert (int(sides.min()), int(sides.max())) == (16, 20)
         assert float((sides == 16).float().mean()) == pytest.approx(1 / 8, abs=0.03)
     assert abs(float(torch.corrcoef(torch.stack([heights, widths]))[0, 1])) < 0.05
+    dot = torch.zeros(4000, 1, 41, 41)
+    dot[:, :, 20, 38:41] = 1  # right of the centre; where it goes says the angle
+    turned = rotate(dot, torch.Generator().manual_seed(0), torch.zeros(1))[:, 0].clamp(min=0)
+    grid = torch.arange(41.0) - 20
+    rows, columns = ((turned * axis).sum((1, 2)) for axis in (grid[:, None], grid[None, :]))
+    angles = torch.rad2deg(torch.atan2(-rows, columns))  # about: the dot is some pixels large
+    assert -47 < float(angles.min()) < -43
+    assert 42 < float(angles.max()) < 47
+    assert torch.histc(angles, bins=9, min=-45, max=45).min() > 300
 
 
 def test_every_image_gets_one_operation_as_likely_as_the_others():

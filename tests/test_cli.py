@@ -174,6 +174,12 @@ BAD = {
     "folder": (["--trainer.logger.save_dir", "/proc/nowhere"], "cannot be written"),
     "config file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "option": (["--foo", "3"], "--foo"),
+    "no number of iterations": (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
+    "accelerator": (["--trainer.accelerator", "abacus"], "abacus"),
+    "momentum": (["--evaluation.recipe.momentum", "-1"], "momentum must be at least 0, got -1"),
+    "negative seed": (["--seed_everything", "-1"], "seed_everything must be an integer in 0.."),
+    "distance that is none": (["--model.distance", "math.pi"], "must be callable"),
+    "single pixels": (["--model.network", "ResNet18"], "ResNet18 needs images of at least 9x9"),
     "checkpoint": (["--ckpt_path", "nowhere.ckpt"], "There is no checkpoint at 'nowhere.ckpt'"),
     "missing data": (
         ["--data", "FashionMNIST", "--data.root", "nowhere", "--data.download", "false"],
@@ -230,11 +236,16 @@ def test_evaluate_refuses_a_set_of_other_data(capsys):
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_good_checkpoint(capsys):
-    assert fit("--evaluation.every_n", "0", "--trainer.max_epochs", "2") == 0
-    before = (RUN / "checkpoints" / "last.ckpt").read_bytes()
-    assert fit("--model.lr_images", "1e38", "--evaluation.every_n", "0", "--trainer.max_epochs", "20") == 2
-    assert "became NaN or infinite in outer iteration" in capsys.readouterr().err
-    assert (RUN / "checkpoints" / "last.ckpt").read_bytes() == before
+    steps = ["--model.outer_steps", "6", "--checkpoint.last_every_seconds", "0", "--evaluation.every_n", "0"]
+    assert fit(*steps, "--trainer.max_epochs", "2") == 0
+    last = str(RUN / "checkpoints" / "last.ckpt")
+    longer = [*steps, "--trainer.max_epochs", "20", "--ckpt_path", last]
+    assert fit(*longer, "--model.lr_images", "1e38") == 2
+    assert "became NaN or infinite in outer iteration 3" in capsys.readouterr().err
+    assert torch.load(last, weights_only=True)["state_dict"]["images"].isfinite().all()
+    assert fit(*longer, "--model.lr_images", "0.05") == 0
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.05
 
 
 def shipped():
@@ -293,3 +304,25 @@ def test_python_m_is_the_same_and_help_is_there():
     assert process.returncode == 0, output
     assert "test network" in output
     assert time.monotonic() - begun < 120
+
+
+@pytest.mark.parametrize("content", ["model: {init_args: {seed: 5}}", "evaluation: {seed: 5}"])
+def test_a_seed_in_a_file_is_refused(content, capsys):
+    Path("seed.yaml").write_text(content)
+    assert fit("--config", "seed.yaml") == 2
+    assert "give seed_everything instead" in capsys.readouterr().err
+
+
+def test_the_test_network_is_the_one_that_the_set_was_made_with():
+    assert fit("--trainer.max_epochs", "1") == 0
+    short = ["--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2"]
+    data = ["--data", "conftest.TinyData", "--trainer.accelerator", "cpu"]
+    assert main(["evaluate", *data, *short, "--synthetic", str(RUN / "synthetic.pt")]) == 0
+    results = json.loads(Path("lightning_logs/version_1/results.json").read_text())
+    assert results["columns"][0]["scores"][0]["network"] == "MLP"
+
+
+def test_default_root_dir_is_where_everything_goes():
+    assert fit("--trainer.max_epochs", "1", "--trainer.default_root_dir", "elsewhere") == 0
+    assert Path("elsewhere/lightning_logs/version_0/results.json").is_file()
+    assert not Path("lightning_logs").exists()

@@ -212,6 +212,43 @@ def test_a_class_without_an_image_is_named(tmp_path):
         ImageFolder(str(tmp_path)).setup()
 
 
+def test_a_train_folder_alone_is_split(tmp_path):
+    make_tree(tmp_path, splits=("train",), count=10)
+    data = ImageFolder(str(tmp_path))
+    data.setup()
+    assert data.class_names == ("cat", "dog", "eel")
+    assert data.real.counts() == [8, 8, 8]
+
+
+def test_one_class_is_refused(tmp_path):
+    make_tree(tmp_path, splits=(".",), classes=("cat",))
+    with pytest.raises(InputError, match="at least two classes"):
+        ImageFolder(str(tmp_path)).setup()
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    make_tree(tmp_path)
+    (tmp_path / "train" / "dog" / "x.png").write_text("no image")
+    with pytest.raises(InputError, match=r"x\.png' is no image"):
+        ImageFolder(str(tmp_path)).setup()
+
+
+def test_images_of_several_sizes_on_disk_are_named(tmp_path):
+    make_tree(tmp_path)
+    Image.new("RGB", (3, 3)).save(tmp_path / "train" / "dog" / "small.png")
+    data = ImageFolder(str(tmp_path), in_memory=False, mean=[0.5] * 3, std=[0.5] * 3)
+    data.setup()
+    with pytest.raises(InputError, match="one shape"):
+        data.real.draw(1, torch.Generator())
+
+
+def test_damaged_files_are_named(tmp_path, monkeypatch):
+    make_mnist(tmp_path, monkeypatch, "MNIST")
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(InputError, match="not complete"):
+        MNIST(str(tmp_path), download=False).prepare_data()
+
+
 def test_folders_that_differ_are_named(tmp_path):
     make_tree(tmp_path, splits=("train",))
     make_tree(tmp_path, splits=("test",), classes=("cat", "dog"))

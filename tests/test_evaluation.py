@@ -175,6 +175,14 @@ def test_a_set_of_other_data_is_refused(tiny_data, other, message):
         evaluate_sets([random_set(other, 1, 0)], tiny_data, ["MLP"], 1, Recipe(), 0, CPU)
 
 
+def test_a_set_of_other_classes_is_refused(tiny_data):
+    other = TinyData()
+    other.setup()
+    other.class_names = ("cat", "dog", "eel")
+    with pytest.raises(InputError, match=r"names of the classes .*cat"):
+        evaluate_sets([random_set(other, 1, 0)], tiny_data, ["MLP"], 1, Recipe(), 0, CPU)
+
+
 def test_another_normalisation_is_translated(tiny_data):
     other = TinyData(mean=[0.0], std=[1.0])
     other.setup()

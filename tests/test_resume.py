@@ -60,6 +60,10 @@ def child(args, folder, where, count):
     def killing_train_and_test(*arguments):
         if where == "inside an evaluation":
             die_there()
+        if where.startswith("signal"):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), int(where.split()[1]))
         return train_and_test(*arguments)
 
     dc_lightning.synthetic.os.replace = killing_replace
@@ -113,8 +117,8 @@ AUTO = [*ARGS, "--ckpt_path", "auto"]
 
 MOMENTS = [
     *(("inside an evaluation", count) for count in (1, 4, 7, 10)),  # of ten networks
-    *(("inside a checkpoint write", count) for count in (1, 4, 9, 20, 37)),  # of 37: every step, and the end
-    *(("after a checkpoint write", count) for count in (1, 4, 9, 20, 37)),
+    *(("inside a checkpoint write", count) for count in (1, 4, 9, 20, 38)),  # of 38: the start, every step, and the end
+    *(("after a checkpoint write", count) for count in (1, 4, 9, 20, 38)),
 ]
 
 
@@ -123,7 +127,7 @@ def test_killed_there(where, count, whole, tmp_path):
     assert run(ARGS, tmp_path, where, count) == -signal.SIGKILL
     assert run(AUTO, tmp_path) == 0
     if (tmp_path / "lightning_logs/version_1").exists():  # nothing had been saved: a new run
-        assert count == 1
+        assert (where, count) == ("inside a checkpoint write", 1)
         (tmp_path / RUN).rename(tmp_path / "killed")
         (tmp_path / "lightning_logs/version_1").rename(tmp_path / RUN)
     assert_same(outcome(tmp_path), whole)
@@ -147,6 +151,18 @@ def test_soak_twenty_kills_at_random_moments(tmp_path):
     assert len(steps) > 5  # it was killed at work, not at its start
     assert run([*long, "--ckpt_path", "last"], tmp_path) == 0
     assert_same(outcome(tmp_path), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("network", range(1, 11))
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_inside_every_evaluation(network, signum, whole, tmp_path):
+    """Of iterations 0, 4, 8, of the end, and of the random images: two networks each."""
+    if (network + signum) % 2:
+        return  # half of the pairs: every evaluation sees one of either
+    code = run(ARGS, tmp_path, f"signal {int(signum)}", network)
+    assert code == 128 + signum
+    assert run([*ARGS, "--ckpt_path", "last"], tmp_path) == 0
+    assert_same(outcome(tmp_path), whole)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dc_lightning.errors import InputError
 from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
@@ -78,6 +79,20 @@ def test_ten_and_more_classes_keep_their_order(tmp_path):
     torch.testing.assert_close(loaded.images, many.images, atol=0.003, rtol=0)
 
 
+def test_folders_are_matched_by_their_names_not_their_order(tmp_path):
+    names = ("shirt/top", "trouser", "pullover")
+    for label, name in enumerate(("0_shirt_top", "trouser", "pullover")):  # exported, and somebody's own
+        (tmp_path / name).mkdir()
+        Image.new("L", (2, 2), 100 * label).save(tmp_path / name / "a.png")
+    (loaded,) = load_synthetic(tmp_path, (0.0,), (1.0,), names)
+    assert loaded.labels.tolist() == [0, 1, 2]
+    torch.testing.assert_close(loaded.images[:, 0, 0, 0], torch.tensor([0.0, 100 / 255, 200 / 255]))
+    (tmp_path / "boot").mkdir()
+    Image.new("L", (2, 2)).save(tmp_path / "boot" / "a.png")
+    with pytest.raises(InputError, match="boot"):
+        load_synthetic(tmp_path, (0.0,), (1.0,), names)
+
+
 def test_the_authors_file_has_one_set_an_experiment(tmp_path):
     content = {
         "data": [[torch.randn(4, 1, 2, 2), torch.tensor([0, 0, 1, 1])] for _ in range(3)],
@@ -127,6 +142,9 @@ def good():
         ({"images": torch.zeros(0, 1, 2, 2), "labels": torch.zeros(0)}, "no images"),
         ({"mean": [0.1, 0.2, 0.3]}, "1 channels"),
         ({"format": "something else"}, "not a synthetic set"),
+        ({"format": "", "data": []}, "not a synthetic set"),
+        ({"class_names": 3}, "must be lists"),
+        ({"source": "x"}, "must be lists"),
     ],
 )
 def test_contents_that_do_not_fit_are_named(change, message, tmp_path):

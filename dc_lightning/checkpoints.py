@@ -1,0 +1,202 @@
+"""Checkpoints: whole files, often enough, and before a signal ends the run."""
+
+import io
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from dc_lightning.condensation import CondensationModule
+from dc_lightning.errors import InputError
+from dc_lightning.synthetic import write_whole
+
+
+class Interrupted(BaseException):
+    """A signal ended the run.
+
+    Args:
+        signum: the signal.
+        saved: whether the state is saved as it was; if not, an older checkpoint may be there.
+        together: whether all processes end for it.
+    """
+
+    def __init__(self, signum: int, saved: bool, together: bool) -> None:
+        super().__init__(signum, saved, together)
+        self.signum, self.saved, self.together = signum, saved, together
+
+    def __str__(self) -> str:
+        return f"Stopped by {signal.Signals(self.signum).name}{'; the run is saved' if self.saved else ''}."
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all: a run that is killed while writing keeps the older one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(path, buffer.getvalue())
+
+
+class Checkpoints(ModelCheckpoint):
+    """Checkpoints every n outer iterations, and ``last.ckpt`` every minute, before evaluations, and at the end.
+
+    The first Ctrl-C or SIGTERM ends the run after the matching step at hand, saved, and says how to go on; within an
+    evaluation it ends at once, since the state was saved before. The second ends it at once and leaves the checkpoint
+    there is.
+
+    Args:
+        every_n: outer iterations between the checkpoints that are kept.
+        last_every_seconds: time between writes of ``last.ckpt``, at the end of a matching step.
+
+    Attributes:
+        save_next: save at the next end of a matching step, however short ago the last time was.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(self, every_n: int = 100, last_every_seconds: float = 60.0) -> None:
+        if every_n < 1:
+            raise InputError(f"checkpoint.every_n must be at least 1 (outer iterations), got {every_n}.")
+        if not last_every_seconds >= 0:
+            raise InputError(f"checkpoint.last_every_seconds must be at least 0, got {last_every_seconds}.")
+        super().__init__(
+            filename="iteration_{iteration:06d}",
+            auto_insert_metric_name=False,
+            save_top_k=-1,
+            save_last=True,
+            every_n_epochs=every_n,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.last_every_seconds = last_every_seconds
+        self.save_next = False
+        self._saved_at = 0.0
+        self._signum: int | None = None
+        self._in_steps = False  # between the first matching step and the last, evaluations left out
+        self._is_first_process = True
+        self._old_handlers: dict[int, Any] = {}
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, torch.Tensor]:
+        return {**super()._monitor_candidates(trainer), "iteration": torch.tensor(trainer.current_epoch + 1)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes nothing over: the paths of a run that was moved are wrong, and nothing is ranked."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets the strategy write whole files, and removes what a killed run left half-written."""
+        super().setup(trainer, pl_module, stage)
+        self._is_first_process = trainer.is_global_zero
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _WholeFiles()
+        if trainer.is_global_zero and self.dirpath:
+            for partial in Path(self.dirpath).glob(".*.ckpt.*"):
+                partial.unlink(missing_ok=True)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over Ctrl-C and SIGTERM, and saves the state that a new run starts with."""
+        self._saved_at, self._signum, self._in_steps = time.monotonic(), None, False
+        self._take_signals()
+        if trainer.ckpt_path is None:
+            self._save(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over Ctrl-C and SIGTERM in the evaluation of a saved set."""
+        self._take_signals()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes SIGTERM over again: Lightning has put a handler before ours, which waits for the other processes."""
+        self._take_signals()
+        self._in_steps = True
+
+    def _take_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                old = signal.signal(signum, self._on_signal)
+                self._old_handlers.setdefault(signum, old)
+
+    def _give_signals_back(self) -> None:
+        while self._old_handlers:
+            signum, handler = self._old_handlers.popitem()
+            signal.signal(signum, handler)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        self._give_signals_back()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, nothing is lost if a signal ends the run at once."""
+        before, self._in_steps = self._in_steps, False
+        try:
+            yield
+        finally:
+            self._in_steps = before
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is None and self._in_steps:
+            self._signum = signum
+            if self._is_first_process:  # by the system's write: a print may be under way
+                os.write(2, b"\nStopping after this matching step; once more to stop at once.\n")
+        else:
+            saved = not self._in_steps
+            self._signum, self._in_steps = signum, False
+            raise Interrupted(signum, saved=saved, together=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves between two matching steps of one outer iteration."""
+        if batch_idx + 1 < trainer.num_training_batches:
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves between two outer iterations."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves before the evaluation at the end."""
+        self._save(trainer)
+        self._in_steps = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Notes on the exception how to go on, and ends the other processes."""
+        self._give_signals_back()
+        last = next((path for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()), None)
+        if last is not None and isinstance(pl_module, CondensationModule):
+            words = ["dc-lightning", "fit", "--config", str(Path(last).parent.parent / "config.yaml")]
+            exception.how_to_go_on = shlex.join([*words, "--ckpt_path", str(last)])  # type: ignore[attr-defined]
+        together = isinstance(exception, Interrupted) and exception.together
+        launcher = trainer.strategy.launcher
+        if trainer.is_global_zero and not together and isinstance(launcher, _SubprocessScriptLauncher):
+            # The others may wait for this process in a collective for as long as its time-out.
+            launcher.kill(signal.SIGKILL)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        due = self.save_next or time.monotonic() - self._saved_at >= self.last_every_seconds
+        decide = trainer.strategy.reduce_boolean_decision  # of all processes: a signal may reach one alone
+        if decide(due or self._signum is not None, all=False):
+            stop = decide(self._signum is not None, all=False)
+            self._save(trainer)
+            if stop:
+                raise Interrupted(self._signum or signal.SIGTERM, saved=True, together=True)
+
+    def _save(self, trainer: Trainer) -> None:
+        module = trainer.lightning_module
+        if isinstance(module, CondensationModule):
+            module.require_finite()  # on every process alike, as the images are
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._saved_at, self.save_next = time.monotonic(), False
