@@ -232,3 +232,34 @@ def test_a_signal_to_the_first_process_stops_all_and_saves(signum, one_process, 
     assert "Stopped by" in output
     saved = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
     assert saved["epoch"] >= 99
+    ahead = [*ARGS, "--evaluation.every_n", "0", "--trainer.max_epochs", str(saved["epoch"] + 2)]
+    assert run([*ahead, "--ckpt_path", "last"], tmp_path) == 0
+    (tmp_path / "whole").mkdir()
+    assert run(ahead, tmp_path / "whole") == 0
+    assert_is(tmp_path, results(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_signal_inside_an_evaluation_of_two_processes(one_process, tmp_path):
+    process = start(["dc_lightning", *ARGS, *DDP, "--evaluation.recipe.epochs", "100000"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / RUN / "images").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process, timeout=60)
+    assert code == 128 + signal.SIGTERM, output
+    assert "Go on with" in output
+    assert run([*ARGS, "--ckpt_path", "last"], tmp_path) == 0
+    assert_is(tmp_path, one_process)
+
+
+def test_an_evaluation_may_outlast_the_time_out_of_the_processes(tmp_path):
+    settings = '{"start_method": "fork", "timeout": "0:00:04"}'
+    strategy = f'{{"class_path": "pytorch_lightning.strategies.DDPStrategy", "init_args": {settings}}}'
+    args = [*ARGS, "--trainer.devices", "2", "--trainer.strategy", strategy, "--evaluation.every_n", "0"]
+    one_long = ["--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "7000"]
+    begun = time.monotonic()
+    assert run([*args, *one_long, "--evaluation.random_baseline", "false"], tmp_path) == 0
+    assert time.monotonic() - begun > 6

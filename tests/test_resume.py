@@ -210,3 +210,74 @@ def test_last_asks_for_a_checkpoint_and_auto_does_not(tmp_path, monkeypatch, cap
     assert main([*ARGS, "--ckpt_path", "last"]) == 2
     assert "no checkpoints/last.ckpt below" in capsys.readouterr().err
     assert main([*ARGS, "--ckpt_path", "auto", "--trainer.max_epochs", "1"]) == 0
+
+
+class Forgetful(torch.nn.Sequential):
+    """A network that draws by itself."""
+
+    def __init__(self, channels, num_classes, image_size):
+        pixels = channels * image_size[0] * image_size[1]
+        layers = [torch.nn.Flatten(), torch.nn.Linear(pixels, 16), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
+        super().__init__(*layers, torch.nn.Linear(16, num_classes))
+
+
+BATCH_NORM = '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "normalization": "batch"}}'
+
+
+@pytest.mark.parametrize("network", ["test_resume.Forgetful", BATCH_NORM], ids=["dropout", "BatchNorm"])
+@pytest.mark.parametrize("count", [5, 9, 16])
+def test_networks_with_a_state_or_draws_of_their_own(network, count, tmp_path):
+    """Killed between two steps of one outer iteration."""
+    args = [*ARGS, "--model.network", network, "--evaluation.networks", "MLP", "--evaluation.every_n", "0"]
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    assert run(args, folders[0]) == 0
+    assert run(args, folders[1], "after a checkpoint write", count) == -signal.SIGKILL
+    assert run([*args, "--ckpt_path", "last"], folders[1]) == 0
+    assert_same(outcome(folders[1]), outcome(folders[0]))
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch evil-was-here",))
+
+
+def test_a_checkpoint_that_would_run_code_or_is_cut_short_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    short = [*ARGS, "--trainer.max_epochs", "1", "--evaluation.every_n", "0"]
+    assert main(short) == 0
+    last = RUN / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    for share in (0.2, 0.9):
+        last.write_bytes(content[: int(share * len(content))])
+        assert main([*short, "--ckpt_path", str(last)]) == 2
+        assert "is damaged" in capsys.readouterr().err
+    torch.save({"state_dict": {"images": Evil()}}, last)
+    assert main([*short, "--ckpt_path", str(last)]) == 2
+    assert "run code" in capsys.readouterr().err
+    assert not Path("evil-was-here").exists()
+
+
+def test_a_resume_on_other_data_names_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    short = [*ARGS, "--trainer.max_epochs", "1", "--evaluation.every_n", "0"]
+    assert main(short) == 0
+    last = str(RUN / "checkpoints" / "last.ckpt")
+    assert main([*short, "--data", "Digits", "--ckpt_path", last]) == 2
+    assert "dataset was TinyData and is Digits" in capsys.readouterr().err
+
+
+def test_the_configuration_of_a_resumed_run_starts_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    short = [*ARGS, "--trainer.max_epochs", "1", "--evaluation.every_n", "0"]
+    assert main(short) == 0
+    config = str(RUN / "config.yaml")
+    assert main(["fit", "--config", config, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+    before = (RUN / "results.json").read_bytes()
+    assert main(["evaluate", "--config", config, "--synthetic", str(RUN / "synthetic.pt")]) == 0
+    assert (RUN / "results.json").read_bytes() == before
+    assert json.loads(Path("lightning_logs/version_1/results.json").read_text())["kind"] == "evaluation"
