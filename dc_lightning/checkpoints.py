@@ -17,10 +17,16 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import distributed
 
 from dc_lightning.condensation import CondensationModule
 from dc_lightning.errors import InputError
 from dc_lightning.synthetic import write_whole
+
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]  # SIGUSR1 is POSIX
 
 
 class Interrupted(BaseException):
@@ -52,9 +58,9 @@ class _WholeFiles(TorchCheckpointIO):
 class Checkpoints(ModelCheckpoint):
     """Checkpoints every n outer iterations, and ``last.ckpt`` every minute, before evaluations, and at the end.
 
-    The first Ctrl-C or SIGTERM ends the run after the matching step at hand, saved, and says how to go on; within an
-    evaluation it ends at once, since the state was saved before. The second ends it at once and leaves the checkpoint
-    there is.
+    The first Ctrl-C, SIGTERM or SIGUSR1 (SLURM's warning before the time is up) ends the run after the matching step at
+    hand, saved, and says how to go on; within an evaluation it ends at once, since the state was saved before. The
+    second ends it at once and leaves the checkpoint there is.
 
     Args:
         every_n: outer iterations between the checkpoints that are kept.
@@ -62,6 +68,7 @@ class Checkpoints(ModelCheckpoint):
 
     Attributes:
         save_next: save at the next end of a matching step, however short ago the last time was.
+        resume_from: the file that the command line found to go on from.
 
     Raises:
         InputError: if a number is out of range.
@@ -83,6 +90,7 @@ class Checkpoints(ModelCheckpoint):
         )
         self.last_every_seconds = last_every_seconds
         self.save_next = False
+        self.resume_from: str | None = None
         self._saved_at = 0.0
         self._signum: int | None = None
         self._in_steps = False  # between the first matching step and the last, evaluations left out
@@ -99,6 +107,7 @@ class Checkpoints(ModelCheckpoint):
         """Lets the strategy write whole files, and removes what a killed run left half-written."""
         super().setup(trainer, pl_module, stage)
         self._is_first_process = trainer.is_global_zero
+        _require_one_checkpoint(self.resume_from, trainer.world_size)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _WholeFiles()
         if trainer.is_global_zero and self.dirpath:
@@ -117,13 +126,17 @@ class Checkpoints(ModelCheckpoint):
         self._take_signals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes SIGTERM over again: Lightning has put a handler before ours, which waits for the other processes."""
+        """Takes the signals over again from Lightning.
+
+        Its handler of SIGTERM waits for the other processes. Under SLURM that of SIGUSR1 saves in the middle of a
+        matching step, into a file that a resume would take for the end of one.
+        """
         self._take_signals()
         self._in_steps = True
 
     def _take_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in _SIGNALS:
                 old = signal.signal(signum, self._on_signal)
                 self._old_handlers.setdefault(signum, old)
 
@@ -200,3 +213,20 @@ class Checkpoints(ModelCheckpoint):
             module.require_finite()  # on every process alike, as the images are
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self._saved_at, self.save_next = time.monotonic(), False
+
+
+def _require_one_checkpoint(path: str | None, world_size: int) -> None:
+    """Makes sure that all processes go on from the same file: each has looked for the newest by itself.
+
+    Raises:
+        InputError: on every process, if they do not.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    found: list[Any] = [None] * world_size
+    distributed.all_gather_object(found, path)
+    if len(set(found)) > 1:
+        raise InputError(
+            f"All processes must go on from one checkpoint, in a folder that all machines share; found {found}. Give its "
+            "path as ckpt_path."
+        )

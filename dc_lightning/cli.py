@@ -270,9 +270,12 @@ class CondensationCLI(LightningCLI):
             require_writable(Path((logger and logger.save_dir) or self.trainer.default_root_dir))
         self._dump_config()
         config = self._configuration()
-        if self.subcommand == "fit" and config.ckpt_path is not None:
+        resume_from = config.ckpt_path if self.subcommand == "fit" else None
+        if resume_from is not None:
             self._go_on_in_the_same_folder(config)
         for callback in _callbacks(self.trainer):
+            if isinstance(callback, Checkpoints):
+                callback.resume_from = resume_from
             if isinstance(callback, EvaluationCallback):
                 callback.note_configuration(self.config_dump)
 

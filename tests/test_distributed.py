@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TinyData
-from test_resume import ARGS, RUN, context, run
+from test_resume import ARGS, RUN, assert_same, context, outcome, run
 
 from dc_lightning.synthetic import load_synthetic
 
@@ -25,13 +25,25 @@ SMALL_BN = (
 FORK = ["--trainer.strategy", "ddp_fork", "--trainer.devices"]
 
 
-class FailsOnRank1(TinyData):
-    """Its second process fails when it has worked for a while."""
+class FailsOnRank(TinyData):
+    """One process fails when it has worked for a while, in a matching step or in an evaluation."""
+
+    def __init__(self, rank, in_evaluation=False):
+        super().__init__()
+        self.failing, self.in_evaluation = rank, in_evaluation
+
+    def fail(self):
+        if self.trainer.global_rank == self.failing and self.trainer.current_epoch == 4:
+            raise RuntimeError(f"rank {self.failing} has a problem of its own")
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        if self.trainer.global_rank == 1 and self.trainer.current_epoch == 3:
-            raise RuntimeError("rank 1 has a problem of its own")
+        if not self.in_evaluation:
+            self.fail()
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def test_dataloader(self):
+        self.fail()
+        return super().test_dataloader()
 
 
 class NotesNetworks(pl.Callback):
@@ -85,10 +97,56 @@ def test_killed_and_resumed(before, after, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     assert run([*ARGS, *devices[1], "--ckpt_path", "last"], tmp_path) == 0
-    images, *rest = results(tmp_path)
-    expected, *expected_rest = results(tmp_path / "whole")
+    images, *rest = outcome(tmp_path)
+    expected, *expected_rest = outcome(tmp_path / "whole")
     assert float((images - expected).abs().max()) <= (0 if before == after else 1e-5)
-    assert rest == expected_rest
+    assert rest == expected_rest  # accuracies, curves, images in TensorBoard
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        *(("inside an evaluation", count) for count in (1, 2, 3, 4)),  # on both processes: of five networks each
+        *(("inside a checkpoint write", count) for count in (2, 9, 38)),  # on the first: of 38
+        *(("after a checkpoint write", count) for count in (1, 9, 38)),
+    ],
+)
+def test_two_processes_killed_there(where, count, two_processes, tmp_path):
+    assert run([*ARGS, *FORK, "2"], tmp_path, where, count) != 0
+    assert run([*ARGS, *FORK, "2", "--ckpt_path", "last"], tmp_path) == 0
+    assert_same(outcome(tmp_path), two_processes)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    assert run([*ARGS, *FORK, "2"], folder) == 0
+    return outcome(folder)
+
+
+@pytest.mark.slow
+def test_processes_that_find_other_checkpoints_say_so(tmp_path):
+    """Two machines without a shared folder: the one has a run to go on from, the other has none."""
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    assert run(ARGS, folders[0]) == 0
+    job, port = ["dc_lightning", *ARGS, *TWO_NODES, "--ckpt_path", "auto"], free_port()
+    nodes = [
+        start(
+            job,
+            folder,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            NODE_RANK=str(rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE="2",
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    for code, output in [finish(node) for node in nodes]:
+        assert code == 2, output
+        assert "must go on from one checkpoint" in output
 
 
 def in_a_group(args, folder):
@@ -164,17 +222,7 @@ def test_two_processes_from_the_command_line_and_their_evaluation(one_process, t
 def test_two_nodes_by_torchrun(one_process, tmp_path):
     port = free_port()
     launch = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1"]
-    job = [
-        "-m",
-        "dc_lightning",
-        *ARGS,
-        "--trainer.strategy",
-        "ddp",
-        "--trainer.devices",
-        "1",
-        "--trainer.num_nodes",
-        "2",
-    ]
+    job = ["-m", "dc_lightning", *ARGS, *TWO_NODES]
     nodes = [start([*launch, "--master_port", port, "--node_rank", str(rank), *job], tmp_path) for rank in range(2)]
     for code, output in [finish(node) for node in nodes]:
         assert code == 0, output
@@ -204,11 +252,27 @@ def test_two_nodes_by_slurm(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_on_one_rank_ends_all_with_that_error(tmp_path):
-    args = [*ARGS, *DDP, "--data", "test_distributed.FailsOnRank1"]
-    code, output = finish(start(["dc_lightning", *args], tmp_path), timeout=60)
-    assert code != 0
-    assert "rank 1 has a problem of its own" in output
+def test_the_warning_of_slurm_stops_after_a_whole_step(tmp_path):
+    one_task = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "condense", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"}
+    long = [*ARGS, "--evaluation.every_n", "0", "--trainer.max_epochs", "2000"]
+    process = start(["dc_lightning", *long], tmp_path, **one_task, SLURM_LOCALID="0", SLURM_NODEID="0")
+    while "outer iteration 100/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGUSR1)
+    code, output = finish(process, timeout=60)
+    assert code == 128 + signal.SIGUSR1, output
+    assert "the run is saved" in output
+    assert not list(tmp_path.glob("hpc_ckpt*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_evaluation", ["false", "true"])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_on_one_rank_ends_all_with_that_error(rank, in_evaluation, tmp_path):
+    failing = ["--data", "test_distributed.FailsOnRank", "--data.rank", rank, "--data.in_evaluation", in_evaluation]
+    code, output = finish(start(["dc_lightning", *ARGS, *DDP, *failing], tmp_path), timeout=60)
+    assert code not in (0, None)
+    assert f"rank {rank} has a problem of its own" in output
 
 
 @pytest.mark.slow

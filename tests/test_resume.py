@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -202,6 +203,31 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_how_to_go_on(whole, tmp
     monkeypatch.setattr(dc_lightning.synthetic.os, "replace", replace)
     assert main(shown.splitlines()[-1].split()[1:]) == 0
     assert_same(outcome(tmp_path), whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root may mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_really_is_full(whole, small_disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(small_disk)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    filler = Path("filler")
+    filler.write_bytes(bytes(2980 * 1024))
+    assert main(ARGS) == 2
+    shown = capsys.readouterr().err
+    assert "No space left on device" in shown
+    filler.unlink()
+    assert main(shown.splitlines()[-1].split()[1:]) == 0
+    assert_same(outcome(small_disk), whole)
 
 
 def test_last_asks_for_a_checkpoint_and_auto_does_not(tmp_path, monkeypatch, capsys):
