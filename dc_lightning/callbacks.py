@@ -2,10 +2,12 @@
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -19,9 +21,11 @@ from dc_lightning.evaluation import (
     Group,
     Recipe,
     Score,
+    Train,
     check_fits,
     check_networks,
     evaluate_sets,
+    evaluation_seed,
     pool,
     random_set,
     whole_set,
@@ -30,7 +34,10 @@ from dc_lightning.parts import Spec, part_name
 from dc_lightning.progress import RunProgress
 from dc_lightning.results import Column, environment, now, print_table, write_results
 from dc_lightning.seeds import derive_seed
+from dc_lightning.selection import Method, WholeSetNetwork, require_embed, select, whole_set_network
 from dc_lightning.synthetic import SyntheticSet
+
+Baseline = Literal["random", "herding", "k-center", "forgetting", "whole set"]
 
 
 class EvaluationCallback(Callback):
@@ -44,9 +51,13 @@ class EvaluationCallback(Callback):
         networks: test networks, a list or a pool's name; see `dc_lightning.evaluation.pool`.
         num_networks: networks of each architecture, 20 in the paper.
         every_n: outer iterations between evaluations, 500 in the paper for S and SS; 0 evaluates at the end only.
-        random_baseline: evaluate random real images of the same budget beside it, a new draw for every network.
-        whole_set_epochs: epochs on the whole training set for the upper bound; 0 leaves it out.
+        baselines: what is evaluated beside it at the end: ``random`` real images of the same budget, a new draw for
+            every network; ``herding``, ``k-center``, ``forgetting`` (see `dc_lightning.selection`); ``whole set``.
+        whole_set_epochs: epochs on the whole training set, for the upper bound and what herding, k-center and
+            forgetting start from.
         whole_set_networks: networks of each architecture for the upper bound.
+        features_network: network that herding, k-center and forgetting start from.
+        cache: folder where networks that were trained on the whole set are kept; the next run reads them.
         recipe: how networks are trained.
         seed: of every draw of the evaluation.
 
@@ -59,22 +70,32 @@ class EvaluationCallback(Callback):
         networks: str | list[Spec] = "S",
         num_networks: int = 20,
         every_n: int = 500,
-        random_baseline: bool = True,
-        whole_set_epochs: int = 0,
+        baselines: Sequence[Baseline] = ("random",),
+        whole_set_epochs: int = 20,
         whole_set_networks: int = 1,
+        features_network: Spec = "ConvNet",
+        cache: str = "lightning_logs/whole_set",
         recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         for name, value, least in (
             *(("num_networks", num_networks, 1), ("every_n", every_n, 0)),
-            *(("whole_set_epochs", whole_set_epochs, 0), ("whole_set_networks", whole_set_networks, 1)),
+            *(("whole_set_epochs", whole_set_epochs, 1), ("whole_set_networks", whole_set_networks, 1)),
         ):
             if value < least:
                 raise InputError(f"evaluation.{name} must be at least {least}, got {value}.")
         self.networks = networks
         self.num_networks = num_networks
         self.every_n = every_n
-        self.random_baseline = random_baseline
+        for name in baselines:
+            if name not in get_args(Baseline):
+                raise InputError(
+                    f"Unknown baseline '{name}' in evaluation.baselines: expected any of "
+                    f"{', '.join(get_args(Baseline))}."
+                )
+        self.baselines = list(dict.fromkeys(baselines))
+        self.features_network = features_network
+        self.cache = Path(cache)
         self.whole_set_epochs = whole_set_epochs
         self.whole_set_networks = whole_set_networks
         self.recipe = recipe
@@ -105,9 +126,7 @@ class EvaluationCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out now, not after hours, what the evaluation at the end would stumble over."""
         module = _condensation(pl_module)
-        check_networks(pool(self.networks, module.network_spec), module.data)
-        if trainer.is_global_zero:
-            require_writable(self.folder)
+        self.check(trainer, module.data, module.network_spec)
         self._started = time.monotonic()
         for entry in self._history:  # the curve is cut at the iteration that the run goes on from
             if entry["iteration"] == module.resumed_at != trainer.max_epochs:  # the last one is evaluated anew
@@ -159,26 +178,56 @@ class EvaluationCallback(Callback):
         flat["trainer.max_epochs"] = self.configuration.get("trainer", {}).get("max_epochs", 0)
         return flat
 
-    def check_sets(
-        self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec
+    def check(
+        self,
+        trainer: Trainer,
+        data: CondensationDataModule,
+        condensed_with: Spec,
+        sets: Sequence[SyntheticSet] = (),
+        methods: Sequence[str] = (),
     ) -> None:
-        """Finds out before the evaluation of saved sets what it would stumble over."""
+        """Finds out beforehand what an evaluation would stumble over.
+
+        Args:
+            trainer: whose first process writes.
+            data: to be tested on.
+            condensed_with: see `pool`.
+            sets: to be evaluated.
+            methods: to be used to select, besides the baselines.
+        """
         for synthetic in sets:
             check_fits(synthetic, data)
         check_networks(pool(self.networks, condensed_with), data)
+        methods = sorted({*methods, *self.baselines} & set(get_args(Method)))
+        if methods:
+            check_networks([self.features_network], data)
+        if {"herding", "k-center"} & set(methods):
+            require_embed(self.features_network, data)
         if trainer.is_global_zero:
             require_writable(self.folder)
+            if methods or "whole set" in self.baselines:
+                require_writable(self.cache)
 
     def evaluate_saved(
         self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec, path: str
     ) -> None:
-        """Evaluates sets that were saved, several as the experiments of one table cell, and the baselines."""
-        self._started = time.monotonic()
+        """Evaluates sets that were saved or selected, several as the experiments of one table cell; and the baselines.
+
+        Args:
+            trainer: whose processes share the work.
+            data: to be tested on.
+            sets: from one method.
+            condensed_with: see `pool`.
+            path: where the sets are, for the title.
+        """
+        self._started = self._started or time.monotonic()
         networks = pool(self.networks, condensed_with)
         scores = self._run(trainer, data, networks, sets, self.num_networks, "evaluation")
-        column = Column(str(sets[0].source.get("method", "synthetic")), scores, len(sets[0]))
+        method = str(sets[0].source.get("method", "synthetic"))
+        column = Column("DC" if method == "gradient matching" else method, scores, len(sets[0]))
         columns = [column, *self._baselines(trainer, data, networks, sets[0].ipc)]
-        self._publish(trainer, columns, {"kind": "evaluation", "source": sets[0].source, "sets": len(sets)})
+        found = {"kind": "evaluation", "dataset": data.dataset_name, "ipc": sets[0].ipc}
+        self._publish(trainer, columns, {**found, "source": sets[0].source, "sets": len(sets)})
         if trainer.is_global_zero:
             print_table(columns, f"{data.dataset_name}, {sets[0].ipc} per class, {path}")
             _say(f"results        {self.folder / 'results.json'}")
@@ -192,6 +241,7 @@ class EvaluationCallback(Callback):
         count: int,
         title: str,
         epochs: int | None = None,
+        train: Train | None = None,
     ) -> list[Score]:
         bar = trainer.progress_bar_callback
         with ExitStack() as stack:
@@ -209,6 +259,7 @@ class EvaluationCallback(Callback):
                 bar.evaluation if isinstance(bar, RunProgress) else None,
                 title,
                 epochs,
+                train,
             )
 
     def _evaluate(
@@ -243,16 +294,64 @@ class EvaluationCallback(Callback):
         self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], ipc: int
     ) -> list[Column]:
         columns = []
-        if self.random_baseline:
-            seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
-            sets = [random_set(data, ipc, seed) for seed in seeds]
-            scores = self._run(trainer, data, networks, sets, 1, "random images")
-            columns.append(Column("random", scores, len(sets[0])))
-        if self.whole_set_epochs:
-            whole, count = whole_set(data), self.whole_set_networks
-            scores = self._run(trainer, data, networks, [whole], count, "whole set", self.whole_set_epochs - 1)
-            columns.append(Column("whole set", scores, len(whole)))
+        for name in self.baselines:
+            if name == "random":
+                seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
+                sets = [random_set(data, ipc, seed) for seed in seeds]
+                scores = self._run(trainer, data, networks, sets, 1, "random images")
+            elif name == "whole set":
+                sets = [whole_set(data)]
+                scores = self._run(
+                    *(trainer, data, networks, sets, self.whole_set_networks, name, self.whole_set_epochs - 1),
+                    train=lambda _, *job: self._whole_set_network(trainer, data, *job).accuracy,
+                )
+            else:
+                sets = [self.select(trainer, data, name, ipc)]
+                scores = self._run(trainer, data, networks, sets, self.num_networks, name)
+            columns.append(Column(name, scores, len(sets[0])))
         return columns
+
+    def _whole_set_network(
+        self,
+        trainer: Trainer,
+        data: CondensationDataModule,
+        network: Spec,
+        seed: int,
+        report: Callable[[float], None] | None = None,
+    ) -> WholeSetNetwork:
+        device = trainer.strategy.root_device
+        return whole_set_network(
+            network, data, self.recipe, self.whole_set_epochs, seed, device, self.cache, progress=report
+        )
+
+    def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
+        """Selects real images, by a network that is trained on the whole set unless the cache has it.
+
+        Args:
+            trainer: whose processes and device are used; the first process trains.
+            data: whose training images are selected from.
+            method: see `dc_lightning.selection`.
+            ipc: images per class.
+        """
+        self._started = self._started or time.monotonic()
+        network, device = self.features_network, trainer.strategy.root_device
+        seed = evaluation_seed(self.seed, network, 0)  # the first of the networks of the upper bound
+        bar = trainer.progress_bar_callback
+
+        def report(share: float) -> None:
+            if isinstance(bar, RunProgress):
+                bar.evaluation(f"{part_name(network)} on the whole set, for {method}", share, 1)
+
+        with ExitStack() as stack:
+            for callback in _checkpoints(trainer):
+                stack.enter_context(callback.evaluating())
+            data.move(device)
+            if trainer.is_global_zero:
+                self._whole_set_network(trainer, data, network, seed, report)
+            self._group.reduce(torch.zeros(1))  # the others wait, and read what the first has trained
+            trained = self._whole_set_network(trainer, data, network, seed)
+            report(1.0)
+            return select(method, ipc, network, trained, data, device)
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
         self.results = {
@@ -274,7 +373,8 @@ class EvaluationCallback(Callback):
     def _write(self, trainer: Trainer, module: CondensationModule, columns: list[Column]) -> None:
         source = module.synthetic_set(trainer.current_epoch).source
         self.configuration = self.configuration or {"model": dict(module.hparams)}
-        self._publish(trainer, columns, {"kind": "condensation", "source": source, "history": self._history})
+        found = {"kind": "condensation", "dataset": source["dataset"], "ipc": source["ipc"], "source": source}
+        self._publish(trainer, columns, {**found, "history": self._history})
         if not trainer.is_global_zero:
             return
         if isinstance(trainer.logger, TensorBoardLogger):

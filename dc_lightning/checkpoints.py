@@ -23,7 +23,6 @@ from dc_lightning.condensation import CondensationModule
 from dc_lightning.errors import InputError
 from dc_lightning.synthetic import write_whole
 
-
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]  # SIGUSR1 is POSIX
@@ -227,6 +226,6 @@ def _require_one_checkpoint(path: str | None, world_size: int) -> None:
     distributed.all_gather_object(found, path)
     if len(set(found)) > 1:
         raise InputError(
-            f"All processes must go on from one checkpoint, in a folder that all machines share; found {found}. Give its "
-            "path as ckpt_path."
+            "All processes must go on from one checkpoint, in a folder that all machines share; found "
+            f"{found}. Give its path as ckpt_path."
         )

@@ -1,4 +1,4 @@
-"""The command line: ``dc-lightning fit`` and ``dc-lightning evaluate``, on LightningCLI."""
+"""The command line: ``dc-lightning`` with ``fit``, ``evaluate`` and ``select``, on LightningCLI."""
 
 import errno
 import inspect
@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
-from dc_lightning import data
+from dc_lightning import data, report, reproduce
 from dc_lightning.allocator import keep_freed_memory
 from dc_lightning.callbacks import EvaluationCallback, require_writable
 from dc_lightning.checkpoints import Checkpoints, Interrupted
@@ -31,6 +31,7 @@ from dc_lightning.condensation import CondensationModule, require_checkpoint
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.progress import RunProgress
+from dc_lightning.selection import Method
 from dc_lightning.synthetic import load_synthetic
 
 
@@ -41,63 +42,114 @@ class CondensationTrainer(Trainer):
         self,
         model: CondensationModule,
         datamodule: CondensationDataModule,
-        synthetic: str,
+        synthetic: str | list[str],
         experiment: int | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Scores a saved synthetic set by the recipe of the evaluation.
+        """Scores saved synthetic sets by the recipe of the evaluation, several as the experiments of one table cell.
 
         Args:
             model: names the condensing network, for the pools S and SS, where the set does not.
             datamodule: the data that the set was made for.
-            synthetic: a file of ours, a published file of the authors', or a folder of images.
+            synthetic: a file of ours, a published file of the authors', or a folder of images; or a list of them.
             experiment: number of one set in an authors' file; None takes all of them.
             ckpt_path: not used; here, so that the configuration of a fit can be given.
             weights_only: not used; likewise.
         """
-        callback = next(part for part in _callbacks(self) if isinstance(part, EvaluationCallback))
-        self.test(_Evaluation(model, datamodule, callback, synthetic, experiment), verbose=False)
+        paths = [synthetic] if isinstance(synthetic, str) else synthetic
+        self.test(_SavedSets(model, datamodule, self._evaluation(), paths=paths, experiment=experiment), verbose=False)
+
+    def select(
+        self,
+        model: CondensationModule,
+        datamodule: CondensationDataModule,
+        method: Method,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Selects real images, model.ipc of each class, and scores them by the recipe of the evaluation.
+
+        Args:
+            model: its ipc, and its network for the pools S and SS; nothing else of it is used.
+            datamodule: the data to select from.
+            method: herding, k-center or forgetting.
+            ckpt_path: not used; here, so that the configuration of a fit can be given.
+            weights_only: not used; likewise.
+        """
+        self.test(_Selection(model, datamodule, self._evaluation(), method=method), verbose=False)
+
+    def _evaluation(self) -> EvaluationCallback:
+        return next(part for part in _callbacks(self) if isinstance(part, EvaluationCallback))
 
 
 class _Evaluation(LightningModule):
     """Runs the evaluation inside a Trainer, which starts and joins the processes."""
 
-    def __init__(
-        self,
-        model: CondensationModule,
-        data: CondensationDataModule,
-        callback: EvaluationCallback,
-        path: str,
-        experiment: int | None,
-    ) -> None:
+    def __init__(self, model: CondensationModule, data: CondensationDataModule, callback: EvaluationCallback) -> None:
         super().__init__()
-        self.model_spec, self.data, self.callback = model.network_spec, data, callback
-        self.path, self.experiment = path, experiment
+        self.model_spec, self.ipc, self.data, self.callback = model.network_spec, model.ipc, data, callback
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        self.data.setup(stage)
-        names = self.data.class_names
-        self.sets = load_synthetic(self.path, self.data.mean, self.data.std, names)
-        if self.experiment is not None:
-            if not 0 <= self.experiment < len(self.sets):
-                raise InputError(
-                    f"experiment must be in 0..{len(self.sets) - 1}, as '{self.path}' has {len(self.sets)} synthetic "
-                    f"sets; got {self.experiment}."
-                )
-            self.sets = [self.sets[self.experiment]]
-        self.model_spec = self.sets[0].source.get("network", self.model_spec)  # what the set says it was made with
-        self.callback.check_sets(self.trainer, self.data, self.sets, self.model_spec)
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(cast(Dataset, [0]))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        with torch.inference_mode(False):  # the test loop's would reach the networks that are trained here
-            self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, self.path)
+        with torch.inference_mode(False), torch.enable_grad():  # the test loop's would reach the networks in training
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        raise NotImplementedError
+
+
+class _SavedSets(_Evaluation):
+    def __init__(self, *parts: Any, paths: list[str], experiment: int | None) -> None:
+        super().__init__(*parts)
+        self.paths, self.experiment = paths, experiment
+
+    def setup(self, stage: str) -> None:
+        self.data.setup(stage)
+        names = self.data.class_names
+        self.sets = [
+            found for path in self.paths for found in load_synthetic(path, self.data.mean, self.data.std, names)
+        ]
+        if self.experiment is not None:
+            if not 0 <= self.experiment < len(self.sets):
+                raise InputError(
+                    f"experiment must be in 0..{len(self.sets) - 1}, as '{', '.join(self.paths)}' has {len(self.sets)} "
+                    f"synthetic sets; got {self.experiment}."
+                )
+            self.sets = [self.sets[self.experiment]]
+        if len({found.ipc for found in self.sets}) > 1:
+            raise InputError(
+                "Sets that are evaluated together must have one number of images per class; got "
+                f"{sorted({found.ipc for found in self.sets})}."
+            )
+        self.model_spec = self.sets[0].source.get("network", self.model_spec)  # what the set says it was made with
+        self.callback.check(self.trainer, self.data, self.model_spec, self.sets)
+
+    def evaluate(self) -> None:
+        self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, ", ".join(self.paths))
+
+
+class _Selection(_Evaluation):
+    def __init__(self, *parts: Any, method: Method) -> None:
+        super().__init__(*parts)
+        self.method = method
+
+    def setup(self, stage: str) -> None:
+        self.data.setup(stage)
+        self.callback.check(self.trainer, self.data, self.model_spec, methods=[self.method])
+
+    def evaluate(self) -> None:
+        chosen = self.callback.select(self.trainer, self.data, self.method, self.ipc)
+        path = self.callback.folder / "synthetic.pt"
+        if self.trainer.is_global_zero:
+            chosen.save(path)
+            chosen.save_grid(path.with_suffix(".png"))
+        self.callback.evaluate_saved(self.trainer, self.data, [chosen], self.model_spec, str(path))
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:
@@ -223,6 +275,7 @@ class CondensationCLI(LightningCLI):
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "evaluate": {"model", "datamodule"},
+            "select": {"model", "datamodule"},
         }
 
     def before_instantiate_classes(self) -> None:
@@ -303,7 +356,7 @@ def _run(args: Sequence[str] | None) -> None:
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         args=None if args is None else list(args),
-        parser_kwargs={name: {"default_env": False} for name in ("fit", "evaluate")},
+        parser_kwargs={name: {"default_env": False} for name in CondensationCLI.subcommands()},
     )
 
 
@@ -339,7 +392,12 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    words = sys.argv[1:] if args is None else list(args)
     try:
+        if words[:1] == ["reproduce"]:
+            return reproduce.main(words[1:])
+        if words[:1] == ["report"]:
+            return report.main(words[1:])
         _run(args)
     except (InputError, MisconfigurationException) as error:
         return _end(f"error: {error}", error, 2)

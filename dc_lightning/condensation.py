@@ -369,5 +369,9 @@ class CondensationModule(LightningModule):
                 "init": self.init,
                 "seed": self.seed,
                 "iteration": iteration,
+                "batch_real": data.batch_real,
+                "outer_steps": self.outer_steps,
+                "inner_epochs": self.inner_epochs,
+                "lr_images": self.lr_images,
             },
         )

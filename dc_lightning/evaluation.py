@@ -5,6 +5,7 @@ One code path scores every set: condensed, random, selected, the authors', the w
 """
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,6 +180,8 @@ class ClassifierModule(LightningModule):
         lr_drop_step: step before which the learning rate drops and the momentum starts anew.
         operations: augmentation, empty for none.
         seed: of the augmentation.
+        observe: called at every training step with row numbers, logits and labels of the batch.
+        progress: called now and then with the share of the training that is done, in [0, 1].
     """
 
     def __init__(
@@ -189,6 +192,8 @@ class ClassifierModule(LightningModule):
         lr_drop_step: int,
         operations: Sequence[Operation] = (),
         seed: int = 0,
+        observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -196,6 +201,7 @@ class ClassifierModule(LightningModule):
         self.lr_drop_step = lr_drop_step
         self.operations = operations
         self.generator = derive_generator(seed, "augmentation")
+        self.observe, self.progress, self._said_at = observe, progress, time.monotonic()
         # Ranks evaluate networks of their own: a metric that synchronised over them would mix or hang.
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
 
@@ -214,12 +220,18 @@ class ClassifierModule(LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] *= 0.1
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one augmented batch."""
-        images, labels = batch
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one augmented batch of images, labels and row numbers."""
+        images, labels, rows = batch
         if self.operations:
             images = augment(images, self.operations, self.generator)
-        return cross_entropy(self.network(images), labels)
+        logits = self.network(images)
+        if self.observe:
+            self.observe(rows, logits, labels)
+        if self.progress and time.monotonic() - self._said_at > 1:
+            self._said_at = time.monotonic()
+            self.progress(batch_idx / self.trainer.num_training_batches)
+        return cross_entropy(logits, labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts what is classified right."""
@@ -250,6 +262,8 @@ def train_and_test(
     seed: int,
     device: torch.device,
     epochs: int | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[float, nn.Module]:
     """Trains one fresh network on the images and tests it on the test set.
 
@@ -262,6 +276,8 @@ def train_and_test(
         seed: of the weights, the order of the batches and the augmentation.
         device: where to train.
         epochs: E in place of the recipe's.
+        observe: see `ClassifierModule`.
+        progress: see `ClassifierModule`.
 
     Returns:
         Accuracy on the test set in [0, 1], and the network.
@@ -270,6 +286,7 @@ def train_and_test(
     augmentation = recipe.augmentation_for(network, data)
     if epochs is None:
         epochs = recipe.epochs_augmented if augmentation else recipe.epochs
+    rows = torch.arange(len(labels))
     batches = _EpochBatches(len(labels), recipe.batch_size, epochs + 1, seed)
     module = ClassifierModule(
         model,
@@ -278,10 +295,12 @@ def train_and_test(
         lr_drop_step=(epochs // 2 + 2) * batches.steps_per_epoch,
         operations=[find_operation(name) for name in augmentation],
         seed=seed,
+        observe=observe,
+        progress=progress,
     )
     # Trainer's own hooks must not run under the inference mode of a surrounding test loop.
     with _quiet(), torch.inference_mode(False), torch.enable_grad():
-        tensors = TensorDataset(images.detach().clone().to(device), labels.clone().to(device))
+        tensors = TensorDataset(*(part.detach().clone().to(device) for part in (images, labels, rows)))
         trainer = Trainer(
             max_epochs=1,
             strategy=SingleDeviceStrategy(device=device),
@@ -324,8 +343,11 @@ class Group:
         return cls(trainer.global_rank, trainer.world_size, reduce)
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on, how many networks are done, and of how many."""
+Progress = Callable[[str, float, int], None]
+"""Called with what is going on, how many networks are done, with the share of the one at hand, and of how many."""
+
+Train = Callable[[SyntheticSet, Spec, int, Callable[[float], None]], float]
+"""Trains a network on a set by a seed, says the share that is done now and then, and gives the accuracy in [0, 1]."""
 
 
 def evaluate_sets(
@@ -340,6 +362,7 @@ def evaluate_sets(
     progress: Progress | None = None,
     title: str = "evaluation",
     epochs: int | None = None,
+    train: Train | None = None,
 ) -> list[Score]:
     """Accuracies of fresh networks of each architecture, each trained on one of the sets.
 
@@ -357,6 +380,7 @@ def evaluate_sets(
         progress: see `Progress`.
         title: what is evaluated, for ``progress``.
         epochs: E in place of the recipe's.
+        train: see `Train`; None is `train_and_test`.
 
     Returns:
         One `Score` an architecture, with ``len(sets) * num_networks`` accuracies, set by set.
@@ -366,18 +390,24 @@ def evaluate_sets(
         check_fits(synthetic, data)
     sets = [synthetic.renormalized(data.mean, data.std) for synthetic in sets]
     jobs = [(network, number) for network in networks for number in range(len(sets) * num_networks)]
-    seeds = [derive_seed(seed, "evaluation", part_name(network), number) for network, number in jobs]
+    seeds = [evaluation_seed(seed, network, number) for network, number in jobs]
     accuracies = torch.zeros(len(jobs), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     data.move(device)
     mine = range(group.rank, len(jobs), group.size)
+
+    def train_by_recipe(chosen: SyntheticSet, network: Spec, seed: int, report: Callable[[float], None]) -> float:
+        images, labels = chosen.images, chosen.labels
+        return train_and_test(images, labels, network, data, recipe, seed, device, epochs, progress=report)[0]
+
     for done, index in enumerate(mine):
         network, number = jobs[index]
-        if progress:
-            progress(f"{title}, {part_name(network)}", done, len(mine))
-        chosen = sets[number // num_networks]
-        accuracies[index], _ = train_and_test(
-            chosen.images, chosen.labels, network, data, recipe, seeds[index], device, epochs
-        )
+
+        def report(share: float, done: int = done, network: Spec = network) -> None:
+            if progress:
+                progress(f"{title}, {part_name(network)}", done + share, len(mine))
+
+        report(0.0)
+        accuracies[index] = (train or train_by_recipe)(sets[number // num_networks], network, seeds[index], report)
     if progress:
         progress(title, len(mine), len(mine))
     values = group.reduce(accuracies).tolist()
@@ -396,6 +426,11 @@ def evaluate_sets(
             )
         )
     return scores
+
+
+def evaluation_seed(seed: int, network: Spec, number: int) -> int:
+    """Seed of the ``number``-th network of an architecture in an evaluation."""
+    return derive_seed(seed, "evaluation", part_name(network), number)
 
 
 def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:

@@ -86,7 +86,7 @@ class RunProgress(ProgressBar):
             loss = float(module.matching_loss)
             self._say(f"outer iteration {int(done)}/{total}, loss {loss:.3f}, {left:.0f} s left")
 
-    def evaluation(self, title: str, done: int, total: int) -> None:
+    def evaluation(self, title: str, done: float, total: int) -> None:
         """Shows how far an evaluation is; see `dc_lightning.evaluation.Progress`."""
         if not self._enabled:
             return
@@ -94,7 +94,7 @@ class RunProgress(ProgressBar):
         if not bars.console.is_terminal:
             if done == total or time.monotonic() - self._line_at > 30:
                 self._line_at = time.monotonic()
-                self._say(f"{title}: {done}/{total} networks")
+                self._say(f"{title}: {round(done, 2):g}/{total} networks")
         elif done == total:
             if self._evaluation is not None:
                 bars.remove_task(self._evaluation)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Score
 from dc_lightning.synthetic import write_whole
 
@@ -97,3 +98,25 @@ def now() -> str:
 def write_results(path: str | Path, content: Mapping[str, Any]) -> None:
     """Writes results.json, whole or not at all."""
     write_whole(path, json.dumps({"format": FORMAT, **content}, indent=2).encode())
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Reads what `write_results` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is something else, or broken.
+    """
+    text = Path(path).read_text(errors="replace")
+    try:
+        content = json.loads(text)
+        for column in content["columns"]:
+            for score in column["scores"]:
+                if len(score["accuracies"]) != len(score["seeds"]) or not score["accuracies"]:
+                    raise ValueError
+        known = content["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as broken:
+        raise InputError(f"'{path}' is damaged or not a results.json of ours; it is left out.") from broken
+    if not known:
+        raise InputError(f"'{path}' has the format '{content['format']}', and '{FORMAT}' was expected; it is left out.")
+    return dict(content)

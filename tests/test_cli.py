@@ -44,7 +44,7 @@ def scalars(folder=RUN):
 
 
 def test_fit_condenses_evaluates_and_writes_everything(capsys):
-    assert fit("--evaluation.whole_set_epochs", "2") == 0
+    assert fit("--evaluation.whole_set_epochs", "2", "--evaluation.baselines", "[random, whole set]") == 0
     shown = capsys.readouterr().out
     for word in (
         "test network",

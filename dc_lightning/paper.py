@@ -1,0 +1,171 @@
+"""The experiments of the paper, and the figures it gives for them.
+
+Test accuracies in percent, mean and standard deviation: of table 1 (ConvNet; 5 synthetic sets, 20 networks each) and
+of table 2. What the paper's tables T2 to T7 give is not repeated here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Accuracy = tuple[float, float]
+"""Mean and standard deviation, in percent."""
+
+DATASETS = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
+METHODS = ("random", "herding", "k-center", "forgetting", "DC")
+NETWORKS = ("MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18")
+"""Test networks of table 2; with InstanceNorm where they normalise."""
+
+_TABLE_1_COLUMNS = [(dataset, ipc) for dataset in DATASETS[:4] for ipc in (1, 10, 50)]
+_TABLE_1_ROWS: dict[str, Sequence[Accuracy]] = {
+    "random": [
+        *((64.9, 3.5), (95.1, 0.9), (97.9, 0.2), (51.4, 3.8), (73.8, 0.7), (82.5, 0.7)),
+        *((14.6, 1.6), (35.1, 4.1), (70.9, 0.9), (14.4, 2.0), (26.0, 1.2), (43.4, 1.0)),
+    ],
+    "herding": [
+        *((89.2, 1.6), (93.7, 0.3), (94.9, 0.2), (67.0, 1.9), (71.1, 0.7), (71.9, 0.8)),
+        *((20.9, 1.3), (50.5, 3.3), (72.6, 0.8), (21.5, 1.2), (31.6, 0.7), (40.4, 0.6)),
+    ],
+    "k-center": [
+        *((89.3, 1.5), (84.4, 1.7), (97.4, 0.3), (66.9, 1.8), (54.7, 1.5), (68.3, 0.8)),
+        *((21.0, 1.5), (14.0, 1.3), (20.1, 1.4), (21.5, 1.3), (14.7, 0.9), (27.0, 1.4)),
+    ],
+    "forgetting": [
+        *((35.5, 5.6), (68.1, 3.3), (88.2, 1.2), (42.0, 5.5), (53.9, 2.0), (55.0, 1.1)),
+        *((12.1, 1.7), (16.8, 1.2), (27.2, 1.5), (13.5, 1.2), (23.3, 1.0), (23.3, 1.1)),
+    ],
+    "DC": [
+        *((91.7, 0.5), (97.4, 0.2), (98.8, 0.2), (70.5, 0.6), (82.3, 0.4), (83.6, 0.4)),
+        *((31.2, 1.4), (76.1, 0.6), (82.3, 0.3), (28.3, 0.5), (44.9, 0.5), (53.9, 0.5)),
+    ],
+}
+
+TABLE_1: dict[tuple[str, int, str], Accuracy] = {
+    (dataset, ipc, method): accuracy
+    for method, row in _TABLE_1_ROWS.items()
+    for (dataset, ipc), accuracy in zip(_TABLE_1_COLUMNS, row, strict=True)
+} | {("CIFAR100", 1, "DC"): (12.8, 0.3), ("CIFAR100", 10, "DC"): (25.2, 0.3)}
+"""By dataset, images per class, and method."""
+
+WHOLE_SET: dict[str, Accuracy] = {
+    "MNIST": (99.6, 0.0),
+    "FashionMNIST": (93.5, 0.1),
+    "SVHN": (95.4, 0.1),
+    "CIFAR10": (84.8, 0.1),
+}
+"""A ConvNet trained on all images; last row of table 1."""
+
+_TABLE_2_ROWS: dict[str, Sequence[Accuracy]] = {
+    "MLP": ((70.5, 1.2), (63.9, 6.5), (77.3, 5.8), (70.9, 11.6), (53.2, 7.0), (80.9, 3.6)),
+    "ConvNet": ((69.6, 1.6), (91.7, 0.5), (85.3, 1.8), (85.1, 3.0), (83.4, 1.8), (90.0, 0.8)),
+    "LeNet": ((71.0, 1.6), (90.3, 1.2), (85.0, 1.7), (84.7, 2.4), (80.3, 2.7), (89.0, 0.8)),
+    "AlexNet": ((72.1, 1.7), (87.5, 1.6), (84.0, 2.8), (82.7, 2.9), (81.2, 3.0), (88.9, 1.1)),
+    "VGG11BN": ((70.3, 1.6), (90.1, 0.7), (83.9, 2.7), (83.4, 3.7), (81.7, 2.6), (89.1, 0.9)),
+    "ResNet18BN_AP": ((73.6, 1.2), (91.6, 0.5), (86.4, 1.5), (85.4, 1.9), (83.4, 2.4), (89.4, 0.9)),
+}
+
+TABLE_2: dict[tuple[str, str], Accuracy] = {
+    (condensed_with, tested_on): accuracy
+    for condensed_with, row in _TABLE_2_ROWS.items()
+    for tested_on, accuracy in zip(NETWORKS, row, strict=True)
+}
+"""MNIST, one image per class; by the network that condensed and the one that was trained and tested."""
+
+PROTOCOL: dict[str, object] = {
+    "iterations": 1000,
+    "real images": 256,
+    "init": "noise",
+    "momentum": 0.5,
+    "network lr": 0.01,
+    "inner batch": 256,
+}
+"""What a condensation of the paper has in common, whatever its network and images per class."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One synthetic set of a table, for every seed.
+
+    Args:
+        dataset: name of a class of `dc_lightning.data`.
+        ipc: images per class.
+        method: DC, or a selection (see `dc_lightning.selection`).
+        network: that condenses, and that selections and S are tested on.
+        distance: of gradients, for DC.
+        pool: test networks, see `dc_lightning.evaluation.pool`.
+        row: of the table.
+    """
+
+    dataset: str
+    ipc: int
+    method: str = "DC"
+    network: str = "ConvNet"
+    distance: str = "ours"
+    pool: str = "S"
+    row: str = "DC"
+
+    @property
+    def name(self) -> str:
+        """Of its folder; tables that share a cell share the folder."""
+        how = f"{self.network}_{self.distance}" if self.method == "DC" else f"{self.method}_{self.network}"
+        return f"{self.dataset}_ipc{self.ipc}_{how}" + ("" if self.pool == "S" else f"_{self.pool}")
+
+    @property
+    def lr_images(self) -> float:
+        """Learning rate of the images: the paper's smaller one for the MLP."""
+        return 0.01 if self.network == "MLP" else 0.1
+
+
+_POOLS = {
+    "T2": ("W", ("ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256")),
+    "T3": ("D", ("ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4")),
+    "T4": ("A", ("ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish")),
+    "T5": ("P", ("ConvNetNP", "ConvNetMP", "ConvNetAP")),
+    "T6": ("N", ("ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN")),
+}
+
+TABLES: dict[str, str] = {
+    "table1": "ConvNet on each dataset, and real images selected by other methods",
+    "table2": "condensed with one network, tested on another",
+    "T2": "widths of the ConvNet",
+    "T3": "depths of the ConvNet",
+    "T4": "activations of the ConvNet",
+    "T5": "poolings of the ConvNet",
+    "T6": "normalisations of the ConvNet",
+    "T7": "the three distances",
+    "figure2": "the images at one per class",
+    "figure3": "the images at ten per class",
+}
+"""What can be reproduced."""
+
+
+def cells(table: str, datasets: Sequence[str] | None = None, ipc: Sequence[int] | None = None) -> list[Cell]:
+    """The cells of a table.
+
+    Args:
+        table: a key of `TABLES`.
+        datasets: in place of the paper's; MNIST alone in all but table 1 and the figures.
+        ipc: images per class, in place of the paper's: 1, 10, 50 in table 1, and 1 in the others.
+    """
+    if table in ("table1", "figure2", "figure3"):
+        default = {"table1": (1, 10, 50), "figure2": (1,), "figure3": (10,)}[table]
+        methods = ("DC", "herding", "k-center", "forgetting") if table == "table1" else ("DC",)
+        return [
+            Cell(dataset, count, method, row=method)
+            for dataset in datasets or (DATASETS if table == "table1" else DATASETS[:4])
+            for count in ipc or default
+            for method in methods
+            if ipc or (dataset, count, method) in TABLE_1
+        ]
+    pairs = [(dataset, count) for dataset in datasets or ("MNIST",) for count in ipc or (1,)]
+    if table == "table2":
+        return [Cell(*pair, network=network, pool="M", row=network) for pair in pairs for network in _TABLE_2_ROWS]
+    if table == "T7":
+        distances = ("ours", "mse", "cos")
+        return [
+            Cell(*pair, network=network, distance=distance, row=network)
+            for pair in pairs
+            for network in _TABLE_2_ROWS
+            for distance in distances
+        ]
+    name, networks = _POOLS[table]
+    return [Cell(*pair, network=network, pool=name, row=network) for pair in pairs for network in networks]

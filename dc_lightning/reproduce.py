@@ -1,0 +1,350 @@
+"""``dc-lightning reproduce TABLE``: runs the cells of a table that are not there yet, each as a fit of its own."""
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dc_lightning.condensation import default_loops
+from dc_lightning.distance import layerwise_cosine
+from dc_lightning.errors import InputError
+from dc_lightning.evaluation import pool
+from dc_lightning.matching import match_class
+from dc_lightning.networks import ImageSize
+from dc_lightning.paper import DATASETS, TABLES, Cell, cells
+from dc_lightning.parts import make_network
+from dc_lightning.results import read_results
+from dc_lightning.synthetic import write_whole
+
+SHAPES: dict[str, tuple[int, int, ImageSize, int, int]] = {
+    "MNIST": (1, 10, (28, 28), 60_000, 10_000),
+    "FashionMNIST": (1, 10, (28, 28), 60_000, 10_000),
+    "SVHN": (3, 10, (32, 32), 73_257, 26_032),
+    "CIFAR10": (3, 10, (32, 32), 50_000, 10_000),
+    "CIFAR100": (3, 100, (32, 32), 50_000, 10_000),
+    "Digits": (1, 10, (8, 8), 1_437, 360),
+}
+"""Channels, classes, image size, training and test images: an estimate of the time needs no data."""
+
+_MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "data.root")
+"""Flags that may differ between two runs of one cell."""
+
+
+_OF_THE_CELL = ("model.network", "model.ipc", "model.distance", "evaluation.networks", "data.class_path")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = "\n".join(f"  {name:<9} {what}" for name, what in TABLES.items())
+    parser = _Parser(
+        prog="dc-lightning reproduce",
+        description="Runs the cells of a table of the paper that are not there yet; stop it and start it as you like.",
+        epilog=f"tables:\n{names}\n\nAny flag of `dc-lightning fit`, such as --data.root or --trainer.max_epochs, goes "
+        "to every cell, and into its results.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", choices=list(TABLES), metavar="TABLE", help="see below")
+    parser.add_argument("--datasets", nargs="+", help="these in place of the table's")
+    parser.add_argument("--ipc", nargs="+", type=int, help="images per class, in place of the table's")
+    parser.add_argument("--rows", nargs="+", help="these rows alone: methods in table 1, condensing networks elsewhere")
+    parser.add_argument("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
+    parser.add_argument("--output", type=Path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and the time that each would need")
+    return parser
+
+
+def _overrides(words: Sequence[str]) -> dict[str, str]:
+    """Flags of a fit, as given: ``--key value`` or ``--key=value``."""
+    found: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config", key):
+            raise InputError(
+                f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
+                "--trainer.max_epochs 100."
+            )
+        if not equals and (not rest or rest[0].startswith("--")):
+            raise InputError(f"{key} needs a value.")
+        if key[2:] in _OF_THE_CELL or key.startswith("--trainer.logger"):
+            raise InputError(f"{key} is decided by the cells; choose them by --datasets, --ipc and --rows.")
+        found[key[2:]] = value if equals else rest.pop(0)
+    return found
+
+
+def _select_cells(options: argparse.Namespace) -> list[Cell]:
+    for count in options.ipc or []:
+        if count < 1:
+            raise InputError(f"--ipc must be at least 1 (synthetic images per class), got {count}.")
+    if options.experiments < 1:
+        raise InputError(f"--experiments must be at least 1, got {options.experiments}.")
+    unknown = [name for name in options.datasets or [] if name not in SHAPES and "." not in name]
+    if unknown:
+        raise InputError(f"Unknown dataset {', '.join(unknown)}: expected any of {', '.join(DATASETS)}, Digits.")
+    found = cells(options.table, options.datasets, options.ipc)
+    rows = list(dict.fromkeys(cell.row for cell in found))
+    unknown = [row for row in options.rows or [] if row not in rows]
+    if unknown:
+        raise InputError(f"Unknown row {', '.join(unknown)} of {options.table}: expected any of {', '.join(rows)}.")
+    return [cell for cell in found if not options.rows or cell.row in options.rows]
+
+
+def _command(cell: Cell, seed: int, output: Path, overrides: dict[str, str]) -> list[str]:
+    """The words that run one experiment of a cell, after ``dc-lightning``."""
+    settings = {
+        "data": cell.dataset,
+        "model.network": cell.network,
+        "model.ipc": str(cell.ipc),
+        "evaluation.networks": cell.pool,
+        "evaluation.cache": str(output / "whole_set"),
+        "trainer.logger.save_dir": str(output),
+        "trainer.logger.name": cell.name,
+        "trainer.logger.version": f"seed_{seed}",
+    }
+    if cell.method == "DC":
+        settings |= {"model.distance": cell.distance, "model.lr_images": str(cell.lr_images)}
+        if cell.pool not in ("S", "SS"):
+            settings["evaluation.every_n"] = "0"  # the paper evaluates on the way for these two alone
+    else:
+        settings |= {"method": cell.method, "evaluation.features_network": cell.network}
+        settings["evaluation.baselines"] = "[whole set]" if cell.method == "herding" else "[]"
+    overrides = dict(overrides)
+    config = ["--config", overrides.pop("config")] if "config" in overrides else []
+    settings["seed_everything"] = str(seed)
+    words = [word for key, value in {**settings, **overrides}.items() for word in (f"--{key}", value)]
+    return ["fit" if cell.method == "DC" else "select", *config, *words]
+
+
+def _comparable(command: Sequence[str]) -> dict[str, str]:
+    pairs = zip(command[1::2], command[2::2], strict=True)
+    left_out = {*_MACHINE, "trainer.logger.save_dir", "evaluation.cache"}
+    return {key: value for key, value in pairs if key[2:] not in left_out}
+
+
+def _run_one(folder: Path, command: Sequence[str], run: Callable[[Sequence[str], Path], int]) -> str | None:
+    """Runs one experiment of a cell unless it is there; says what went wrong."""
+    note = folder / "command.json"
+    if note.is_file():
+        try:
+            before, now = _comparable(json.loads(note.read_text())), _comparable(command)
+        except ValueError:
+            return f"'{note}' is damaged; remove the folder"
+        if before != now:
+            keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+            differing = ", ".join(
+                f"{key[2:]} was {before.get(key, 'not given')}, is {now.get(key, 'not given')}" for key in keys
+            )
+            return f"it was begun with other settings ({differing}); give another --output, or remove '{folder}'"
+    if is_finished(folder):
+        return None
+    write_whole(note, json.dumps(list(command)).encode())
+    last = folder / "checkpoints" / "last.ckpt"
+    go_on = ["--ckpt_path", str(last)] if command[0] == "fit" and last.is_file() else []
+    code = run([*command, *go_on], folder / "errors.txt")
+    lines = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()
+    if code == 0 and is_finished(folder):
+        (folder / "errors.txt").unlink()
+        return None
+    said = [line for line in lines if line.startswith("error:")] or lines[-1:]
+    return f"exit code {code}: {said[0] if said else 'no message'}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder has whole results: they are written last, and at once."""
+    try:
+        read_results(folder / "results.json")
+    except (InputError, FileNotFoundError):
+        return False
+    return True
+
+
+class _Stopped(BaseException):
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def _subprocess(command: Sequence[str], errors: Path) -> int:
+    """Runs ``dc-lightning``; a signal goes on to it, and is waited for, so that it can save."""
+    with errors.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "dc_lightning", *command], stderr=file)
+        stopped: list[int] = []
+
+        def forward(signum: int, frame: FrameType | None) -> None:
+            stopped.append(signum)
+            if process.poll() is None and (signum != signal.SIGINT or not sys.stdin.isatty()):
+                process.send_signal(signum)  # a terminal sends Ctrl-C to both
+
+        old = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = process.wait()
+        finally:
+            for signum, handler in old.items():
+                signal.signal(signum, handler)
+    if stopped:
+        raise _Stopped(stopped[0])
+    return code
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs ``dc-lightning reproduce``.
+
+    Args:
+        words: after ``reproduce``.
+
+    Returns:
+        The exit code: 0 if all cells are there, 1 if one failed, 128 and the number of a signal that ended it.
+
+    Raises:
+        InputError: for an unknown table, dataset, row or flag; names the valid ones.
+    """
+    options, rest = _parser().parse_known_args(words)
+    overrides, chosen, console = _overrides(rest), _select_cells(options), Console(soft_wrap=True)
+    if options.dry_run:
+        _print_estimates(chosen, options, overrides)
+        return 0
+    jobs = [(cell, seed) for cell in chosen for seed in range(options.experiments)]
+    failed: list[str] = []
+    for number, (cell, seed) in enumerate(jobs, 1):
+        title = f"{cell.name}, seed {seed}"
+        folder = options.output / cell.name / f"seed_{seed}"
+        console.print(f"[{number}/{len(jobs)}] {title}{': is there' if is_finished(folder) else ''}", markup=False)
+        try:
+            problem = _run_one(folder, _command(cell, seed, options.output, overrides), _subprocess)
+        except _Stopped as stop:
+            print(
+                f"Stopped by {signal.Signals(stop.signum).name}; the same command goes on where it was.",
+                file=sys.stderr,
+            )
+            return 128 + stop.signum
+        if problem:
+            failed.append(f"{title}: {problem}")
+            print(f"error: {failed[-1]}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} failed:\n  " + "\n  ".join(failed), file=sys.stderr)
+    console.print(f"{len(jobs) - len(failed)} of {len(jobs)} are in {options.output}", markup=False)
+    return 1 if failed else 0
+
+
+def _print_estimates(chosen: Sequence[Cell], options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    table = Table(title=f"{options.table}: {TABLES[options.table]}")
+    for name in ("cell", "there", "hours each", "hours left"):
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    total = 0.0
+    clock = Clock(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for cell in chosen:
+        done = sum(is_finished(options.output / cell.name / f"seed_{seed}") for seed in range(options.experiments))
+        hours = clock.seconds(cell, overrides) / 3600 if cell.dataset in SHAPES else float("nan")
+        left = hours * (options.experiments - done)
+        total += left
+        table.add_row(cell.name, f"{done}/{options.experiments}", f"{hours:.2f}", f"{left:.2f}")
+    table.add_section()
+    table.add_row("all", "", "", f"{total:.2f}")
+    table.caption = "from a few steps measured on this machine, one process; others at work make it longer"
+    Console().print(table)
+
+
+class Clock:
+    """Measures a few steps of every part of a cell, each once.
+
+    Args:
+        device: that the runs will use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._known: dict[object, float] = {}
+
+    def _time(self, key: object, step: Callable[[], object], repeats: int = 2) -> float:
+        if key not in self._known:
+            step()
+            begun = self._now()
+            for _ in range(repeats):
+                step()
+            self._known[key] = (self._now() - begun) / repeats
+        return self._known[key]
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _network(self, name: str, dataset: str) -> tuple[nn.Module, Callable[[int], Tensor]]:
+        channels, classes, size, _, _ = SHAPES[dataset]
+        network = make_network(name, channels, classes, size, seed=0).to(self.device)
+        return network, lambda count: torch.randn(count, channels, *size, device=self.device)
+
+    def seconds(self, cell: Cell, overrides: dict[str, str]) -> float:
+        """Estimated time of one experiment of a cell, evaluation included.
+
+        Args:
+            cell: of `SHAPES`' datasets.
+            overrides: flags of the fit.
+        """
+        _, classes, _, train_count, test_count = SHAPES[cell.dataset]
+        images = classes * cell.ipc
+        networks = int(overrides.get("evaluation.num_networks", 20))
+        augmented = cell.dataset == "MNIST"
+        default = 1000 if augmented else 300
+        epochs = int(overrides.get(f"evaluation.recipe.epochs{'_augmented' if augmented else ''}", default)) + 1
+        scored = sum(
+            epochs * self._training(name, cell.dataset, images) + self._test(name, cell.dataset) * test_count / 256
+            for name in pool(cell.pool, cell.network)
+            if isinstance(name, str)
+        )
+        if cell.method != "DC":
+            whole = int(overrides.get("evaluation.whole_set_epochs", 20))
+            return networks * scored + whole * self._training(cell.network, cell.dataset, train_count)
+        iterations = int(overrides.get("trainer.max_epochs", 1000))
+        every = int(overrides.get("evaluation.every_n", 500 if cell.pool in ("S", "SS") else 0))
+        evaluations = 2 + (-(-iterations // every) if every else 0)  # of random images too
+        steps, inner = default_loops(cell.ipc)
+        steps = int(overrides.get("model.outer_steps", steps))
+        inner = int(overrides.get("model.inner_epochs", inner))
+        real = int(overrides.get("data.batch_real", 256))
+        matching = classes * self._matching(cell.network, cell.dataset, real, cell.ipc)
+        training = inner * self._training(cell.network, cell.dataset, images)
+        return iterations * (steps * matching + (steps - 1) * training) + evaluations * networks * scored
+
+    def _matching(self, name: str, dataset: str, real: int, ipc: int) -> float:
+        network, noise = self._network(name, dataset)
+        network.eval()
+        first, second = noise(real), noise(ipc)
+        return self._time(
+            ("match", name, dataset, real, ipc), lambda: match_class(network, first, second, 0, layerwise_cosine)
+        )
+
+    def _training(self, name: str, dataset: str, count: int) -> float:
+        """One epoch over so many images."""
+        network, noise = self._network(name, dataset)
+        batch = noise(min(count, 256))
+        labels = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
+        step = self._time(
+            ("train", name, dataset, len(batch)), lambda: cross_entropy(network(batch), labels).backward()
+        )
+        return step * count / len(batch)
+
+    def _test(self, name: str, dataset: str) -> float:
+        network, noise = self._network(name, dataset)
+        batch = noise(256)
+        with torch.no_grad():
+            return self._time(("test", name, dataset), lambda: network(batch))

@@ -1,0 +1,161 @@
+"""Herding, k-center and forgetting against versions that try everything, image by image."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyData
+
+from dc_lightning.cli import main
+from dc_lightning.errors import InputError
+from dc_lightning.evaluation import Recipe
+from dc_lightning.selection import (
+    Forgetting,
+    embed,
+    herding,
+    k_center,
+    most_forgotten,
+    require_embed,
+    select,
+    whole_set_network,
+)
+from dc_lightning.synthetic import load_synthetic
+
+CPU = torch.device("cpu")
+
+
+def slow_herding(features, count):
+    centre, chosen = features.mean(0), []
+    for _ in range(count):
+        unused = [row for row in range(len(features)) if row not in chosen]
+        chosen.append(min(unused, key=lambda row: float((features[[*chosen, row]].mean(0) - centre).norm())))
+    return chosen
+
+
+def slow_k_center(features, count):
+    centre = features.mean(0)
+    chosen = [min(range(len(features)), key=lambda row: float((features[row] - centre).norm()))]
+    while len(chosen) < count:
+        unused = [row for row in range(len(features)) if row not in chosen]
+        chosen.append(max(unused, key=lambda row: min(float((features[row] - features[c]).norm()) for c in chosen)))
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_against_brute_force(seed, count):
+    features = torch.randn(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    assert herding(features, count).tolist() == slow_herding(features, count)
+    assert k_center(features, count).tolist() == slow_k_center(features, count)
+
+
+def test_equal_images_are_each_taken_once():
+    features = torch.zeros(5, 3)
+    for method in (herding, k_center):
+        assert sorted(method(features, 5).tolist()) == list(range(5))
+
+
+def test_forgetting_counts_right_to_wrong_and_puts_the_never_learnt_first():
+    counting, labels = Forgetting(4), torch.zeros(4, dtype=torch.int64)
+    history = [  # right or not, an epoch a line, an image a column
+        (1, 0, 0, 1),
+        (0, 1, 0, 1),
+        (1, 0, 0, 1),
+        (0, 0, 0, 1),
+    ]
+    for right in history:
+        logits = torch.tensor([[float(r), 1 - float(r)] for r in right])
+        order = torch.tensor([2, 0, 3, 1])
+        counting(order, logits[order], labels[order])
+    assert counting.events().tolist() == [2, 1, 3, 0]
+    assert most_forgotten(counting.events(), 2).tolist() == [2, 0]
+
+
+def test_a_network_of_the_whole_set_is_trained_once(tiny_data, tmp_path, monkeypatch):
+    arguments = ("MLP", tiny_data, Recipe(), 3, 5, CPU, tmp_path)
+    said = []
+    first = whole_set_network(*arguments, said.append)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr("dc_lightning.selection.train_and_test", lambda *_: pytest.fail("trained again"))
+    again = whole_set_network(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    assert again.accuracy == first.accuracy
+    assert torch.equal(again.events, first.events)
+    assert all(torch.equal(again.state[name], first.state[name]) for name in first.state)
+    (path,) = files
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        whole_set_network(*arguments)
+
+
+@pytest.mark.parametrize("change", ["epochs", "seed", "network", "data"])
+def test_another_network_of_the_whole_set_is_another_file(change, tiny_data, tmp_path):
+    first = {"network": "MLP", "data": tiny_data, "epochs": 1, "seed": 0}
+    other = TinyData(per_class=11)
+    other.setup()
+    second = {**first, **{"epochs": {"epochs": 2}, "seed": {"seed": 1}, "data": {"data": other}}.get(change, {})}
+    if change == "network":
+        second["network"] = {"class_path": "conftest.TinyNet", "init_args": {"width": 2}}
+    for settings in (first, second):
+        whole_set_network(**settings, recipe=Recipe(), device=CPU, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("method", ["herding", "k-center", "forgetting"])
+def test_selected_images_are_real_ones_of_their_class(method, tiny_data, tmp_path):
+    trained = whole_set_network("MLP", tiny_data, Recipe(), 2, 0, CPU, tmp_path)
+    chosen = select(method, 3, "MLP", trained, tiny_data, CPU)
+    assert chosen.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for image, label in chosen:
+        real = tiny_data.real.take(tiny_data.real.rows[int(label)])
+        assert (real == image).flatten(1).all(1).sum() == 1
+    if method == "herding":
+        features = embed("MLP", trained.state, tiny_data, 1, CPU)
+        rows = tiny_data.real.rows[1][slow_herding(features.double(), 3)]
+        assert torch.equal(chosen.images[3:6], tiny_data.real.take(rows))
+
+
+def test_features_need_a_network_that_has_some(tiny_data):
+    with pytest.raises(InputError, match="embed"):
+        require_embed("conftest.TinyNet", tiny_data)
+
+
+SELECT = [
+    *("select", "--data", "conftest.TinyData", "--model.network", "MLP", "--model.ipc", "2", "--trainer.accelerator"),
+    *("cpu", "--evaluation.features_network", "MLP", "--evaluation.whole_set_epochs", "2"),
+    *("--evaluation.num_networks", "2", "--evaluation.recipe.epochs", "2"),
+]
+
+
+def test_the_command_selects_and_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    baselines = ["--evaluation.baselines", "[random, k-center, whole set]"]
+    assert main([*SELECT, "--method", "herding", *baselines]) == 0
+    shown = capsys.readouterr().out
+    for name in ("herding", "random", "k-center", "whole set"):
+        assert name in shown
+    (chosen,) = load_synthetic("lightning_logs/version_0/synthetic.pt")
+    assert chosen.source["method"] == "herding"
+    assert len(chosen) == 6
+    assert Path("lightning_logs/version_0/synthetic.png").is_file()
+    assert len(list(Path("lightning_logs/whole_set").iterdir())) == 1  # features and upper bound share it
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "magic"], "herding"),
+        (["--method", "herding", "--evaluation.features_network", "conftest.TinyNet"], "embed"),
+        (["--method", "herding", "--evaluation.baselines", "[nothing]"], "k-center"),
+        (["--method", "herding", "--model.ipc", "0"], "ipc must be at least 1"),
+        (["--method", "herding", "--evaluation.whole_set_epochs", "0"], "whole_set_epochs must be at least 1"),
+    ],
+)
+def test_bad_input_gets_one_sentence(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    assert main([*SELECT, *words]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
