@@ -377,14 +377,11 @@ def plot(rows: Sequence[Row]) -> bytes:
 
     figure = Figure(figsize=(9, 1.5 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    series = [
-        ("here", "o", "tab:blue", [row.accuracy for row in rows]),
-        ("paper", "s", "gray", [r.paper for r in rows]),
-    ]
-    for number, (name, marker, color, accuracies) in enumerate(series):
-        found = [(len(rows) - 1 - place, pair) for place, pair in enumerate(accuracies) if pair]
-        if found:
-            places, means, stds = zip(*((place - 0.25 * number, *pair) for place, pair in found), strict=True)
+    found: list[list[Accuracy | None]] = [[row.accuracy for row in rows], [row.paper for row in rows]]
+    for number, (name, marker, color) in enumerate((("here", "o", "tab:blue"), ("paper", "s", "tab:gray"))):
+        shown = [(len(rows) - 1 - place, pair) for place, pair in enumerate(found[number]) if pair]
+        if shown:
+            places, means, stds = zip(*((place - 0.25 * number, *pair) for place, pair in shown), strict=True)
             axes.errorbar(means, places, xerr=stds, fmt=marker, color=color, capsize=3, ms=5, label=name)
     axes.legend(loc="lower left", fontsize=8)
     labels = [f"{row.label}, tested on {row.key.tested_on}" for row in reversed(rows)]

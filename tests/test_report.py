@@ -1,0 +1,163 @@
+"""Tables out of results files: what is pooled, what is compared, what is left out."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TinyData
+from PIL import Image
+
+from dc_lightning.cli import main
+from dc_lightning.evaluation import random_set
+from dc_lightning.report import collect, tables
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="ConvNet", distance="ours", ipc=1, **more):
+    """A results.json as a fit by the paper's protocol writes it, or with other settings."""
+    source = {
+        "method": "gradient matching", "dataset": "FashionMNIST", "network": network, "distance": distance,
+        "ipc": ipc, "init": "noise", "seed": seed, "iteration": 1000, "batch_real": 256, "outer_steps": ipc,
+        "inner_epochs": 50 if ipc == 10 else 1, "lr_images": 0.1,
+    }
+    source |= {key: value for key, value in more.items() if key in source}
+    tested = more.get("tested_on", "ConvNet")
+    epochs = more.get("epochs", 300)
+    seeds = [1000 * seed + number for number in range(len(accuracies))]
+    score = {"network": tested, "accuracies": list(accuracies), "seeds": seeds, "epochs": epochs, "augmentation": []}
+    content = {
+        "format": "dc_lightning results 1", "kind": "condensation", "dataset": source["dataset"], "ipc": ipc,
+        "source": source, "seed": seed, "columns": [{"name": method, "training_images": 10, "scores": [score]}],
+        "configuration": {"evaluation": {"features_network": network, "whole_set_epochs": 20}},
+    }
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(content))
+
+
+def only(rows, **wanted):
+    (row,) = [row for row in rows if all(getattr(row.key, name) == value for name, value in wanted.items())]
+    return row
+
+
+def test_experiments_are_pooled_and_copies_count_once(tmp_path):
+    results(tmp_path / "a", seed=0, accuracies=(0.70, 0.72))
+    results(tmp_path / "b", seed=1, accuracies=(0.74, 0.76))
+    results(tmp_path / "copy", seed=1, accuracies=(0.74, 0.76))
+    rows, read, problems = collect([tmp_path])
+    (row,) = rows
+    assert row.accuracy == (pytest.approx(73.0), pytest.approx(5**0.5))
+    assert (len(row.accuracies), row.sets, len(read), problems) == (4, 2, 3, [])
+    assert row.key.departures == ()
+    assert row.paper == (70.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"iteration": 200}, "200 iterations"),
+        ({"batch_real": 64}, "64 real images"),
+        ({"init": "real"}, "init real"),
+        ({"lr_images": 1.0}, "image lr 1.0"),
+        ({"epochs": 50}, "51 test epochs"),
+        ({"ipc": 10, "inner_epochs": 10}, "10 inner epochs"),
+        ({"network": "MLP", "lr_images": 0.1}, "image lr 0.1"),
+    ],
+)
+def test_departures_are_marked_and_not_pooled(change, said, tmp_path):
+    results(tmp_path / "paper", ipc=change.get("ipc", 1))
+    results(tmp_path / "ours", seed=1, **change)
+    rows, _, _ = collect([tmp_path])
+    assert len(rows) == 2
+    assert {row.key.departures for row in rows} == {(), (said,)}
+    assert any(said in table.markdown() for table in tables(rows))
+
+
+def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
+    results(tmp_path / "dc", accuracies=(0.7, 0.7), iteration=200)
+    results(tmp_path / "random", method="random", accuracies=(0.5, 0.5))
+    results(tmp_path / "other", method="random", accuracies=(0.1, 0.1), epochs=10, seed=3)  # another recipe
+    results(tmp_path / "herding", method="herding", accuracies=(0.6, 0.6))
+    results(tmp_path / "whole", method="whole set", accuracies=(0.875,), epochs=19)
+    rows, _, _ = collect([tmp_path])
+    markdown = "\n".join(table.markdown() for table in tables(rows))
+    assert "| DC, 200 iterations | 70.0 ± 0.0 (n=2)<br>paper 70.5 ± 0.6 (-0.5) |" in markdown
+    assert "| whole set, 20 epochs | 87.5 ± 0.0 (n=1)<br>paper 93.5 ± 0.1 (-6.0) |" in markdown
+    assert "DC, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
+    assert "herding, features after 20 epochs, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
+
+
+def test_cells_that_were_not_run_stay_blank(tmp_path):
+    for network, tested_on in (("ConvNet", "ConvNet"), ("ConvNet", "MLP"), ("LeNet", "MLP")):
+        results(tmp_path / f"{network}_{tested_on}", network=network, tested_on=tested_on)
+    for distance in ("mse", "cos"):
+        results(tmp_path / distance, distance=distance)
+    rows, _, _ = collect([tmp_path])
+    markdown = "\n".join(table.markdown() for table in tables(rows))
+    assert "| LeNet |  | 71.0 ± 1.0 (n=2) |" in markdown
+    assert "| mse | 71.0 ± 1.0 (n=2) |" in markdown
+    assert only(rows, distance="mse").paper is None
+
+
+def test_table_2_is_compared_on_mnist(tmp_path):
+    results(tmp_path / "a", network="LeNet", tested_on="AlexNet", dataset="MNIST")
+    text = (tmp_path / "a/results.json").read_text().replace('"dataset": "FashionMNIST"', '"dataset": "MNIST"')
+    (tmp_path / "a/results.json").write_text(text)
+    (row,) = collect([tmp_path])[0]
+    assert row.paper == (84.7, 2.4)
+
+
+def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    results(Path("good"))
+    whole = Path("good/results.json").read_text()
+    broken = {
+        "half": whole[:100],
+        "empty": "",
+        "list": "[]",
+        "other": '{"format": "another tool", "columns": []}',
+        "uneven": whole.replace("[0.7, 0.72]", "[0.7]"),
+        "no_source": whole.replace('"source"', '"origin"').replace('"dataset": "FashionMNIST", "ipc": 1, ', "", 1),
+    }
+    for name, text in broken.items():
+        Path(name).mkdir()
+        Path(name, "results.json").write_text(text)
+    Path("binary").mkdir()
+    Path("binary/results.json").write_bytes(bytes(range(256)))
+    assert main(["report", ".", "--output", "report"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    for name in (*(set(broken) - {"no_source"}), "binary"):
+        assert sum(f"'{name}/results.json'" in line for line in said) == 1, name
+    assert "71.0 ± 1.0 (n=2)" in Path("report/report.md").read_text()
+
+
+def test_everything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results(Path("runs/a"))
+    data = TinyData()
+    data.setup()
+    synthetic = random_set(data, 1, 0)
+    synthetic.source.update(method="gradient matching", dataset="FashionMNIST", network="ConvNet", distance="ours")
+    synthetic.save("runs/a/synthetic.pt")
+    Path("notes.md").write_text("before\n<!-- report -->\nold\n<!-- end -->\nafter\n")
+    assert main(["report", "runs", "--output", "out", "--into", "notes.md"]) == 0
+    text = Path("notes.md").read_text()
+    assert text.startswith("before\n<!-- report -->\n**Test accuracy")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    (line,) = csv.DictReader(Path("out/report.csv").read_text().splitlines())
+    assert (line["mean"], line["n"], line["difference"]) == ("71.0", "2", "0.5")
+    for name in ("report.png", "images_ipc1.png"):
+        with Image.open(Path("out") / name) as image:
+            assert min(image.size) > 100
+    assert main(["report", "runs", "--output", "out", "--into", "out/report.md"]) == 2
+
+
+@pytest.mark.parametrize(("words", "said"), [(["nowhere"], "no folder"), (["."], "no results"), ([], "FOLDER")])
+def test_bad_input_gets_one_sentence(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.splitlines()) == 1

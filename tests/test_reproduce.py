@@ -1,0 +1,208 @@
+"""Tables of the paper: which cells they have, what runs them, and that nothing half-done passes for finished."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dc_lightning import paper, reproduce
+from dc_lightning.cli import main
+from dc_lightning.paper import cells
+from dc_lightning.results import write_results
+from dc_lightning.synthetic import load_synthetic
+
+TINY = [
+    *("--trainer.max_epochs", "30", "--trainer.accelerator", "cpu", "--data.batch_real", "8"),
+    *("--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2", "--checkpoint.last_every_seconds", "0"),
+]
+TWO_CELLS = ["reproduce", "T2", "--datasets", "Digits", "--rows", "ConvNetW32", "ConvNetW64", "--experiments", "1"]
+
+
+def test_the_tables_have_the_papers_cells():
+    assert len(cells("table1")) == 4 * 3 * 4 + 2
+    assert {(cell.dataset, cell.ipc) for cell in cells("table1") if cell.dataset == "CIFAR100"} == {
+        ("CIFAR100", 1),
+        ("CIFAR100", 10),
+    }
+    six = ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11BN", "ResNet18BN_AP"]
+    assert [cell.network for cell in cells("table2")] == six
+    assert [cell.lr_images for cell in cells("table2")] == [0.01, 0.1, 0.1, 0.1, 0.1, 0.1]
+    assert len(cells("T7")) == 18
+    assert [len(cells(name)) for name in ("T2", "T3", "T4", "T5", "T6")] == [4, 4, 4, 3, 5]
+    assert {cell.ipc for cell in cells("figure3")} == {10}
+    assert {cell.name for cell in cells("figure2")} <= {cell.name for cell in cells("table1")}  # run once
+    assert [cell.ipc for cell in cells("table1", ["SVHN"], [20]) if cell.method == "DC"] == [20]
+    assert len({cell.name for table in paper.TABLES for cell in cells(table)}) == len(
+        {(c.dataset, c.ipc, c.method, c.network, c.distance, c.pool) for table in paper.TABLES for c in cells(table)}
+    )
+
+
+def test_the_figures_are_those_of_the_protocol():
+    assert paper.TABLE_1["FashionMNIST", 1, "DC"] == (70.5, 0.6)
+    assert paper.TABLE_1["SVHN", 10, "k-center"] == (14.0, 1.3)
+    assert paper.TABLE_1["CIFAR10", 50, "herding"] == (40.4, 0.6)
+    assert paper.TABLE_2["LeNet", "AlexNet"] == (84.7, 2.4)
+    assert len(paper.TABLE_1) == 62
+    assert len(paper.TABLE_2) == 36
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table9"], "T7"),
+        (["table1", "--datasets", "ImageNet"], "FashionMNIST"),
+        (["table1", "--rows", "magic"], "forgetting"),
+        (["T7", "--rows", "VGG"], "VGG11BN"),
+        (["table1", "--ipc", "0"], "at least 1"),
+        (["table1", "--experiments", "0"], "at least 1"),
+        (["table1", "--epochs", "3"], "--trainer.max_epochs"),
+        (["table1", "--trainer.max_epochs"], "needs a value"),
+        (["table1", "--model.ipc", "3"], "decided by the cells"),
+        ([], "TABLE"),
+    ],
+)
+def test_bad_input_gets_one_sentence(words, said, capsys):
+    assert main(["reproduce", *words]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error:")
+    assert said in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_dry_run_lists_the_cells_with_their_time(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main([*TWO_CELLS, "--dry-run", *TINY]) == 0
+    shown = capsys.readouterr().out
+    assert "Digits_ipc1_ConvNetW32_ours_W" in shown
+    assert "0/1" in shown
+    hours = [float(number) for number in re.findall(r"\d+\.\d\d", shown)]
+    assert len(hours) == 5
+
+
+def test_an_estimate_adds_up_what_it_measures(monkeypatch):
+    clock = reproduce.Clock(torch.device("cpu"))
+    parts = {"match": 3.0, "train": 0.5, "test": 0.25}
+    monkeypatch.setattr(clock, "_time", lambda key, step, repeats=2: parts[key[0]])
+    cell = paper.Cell("FashionMNIST", 10)
+    overrides = {"trainer.max_epochs": "7", "evaluation.num_networks": "2", "evaluation.every_n": "0"}
+    matching = 10 * 10 * 3.0
+    training = 9 * 50 * 0.5
+    network = 301 * 0.5 + 10_000 / 256 * 0.25
+    assert clock.seconds(cell, overrides) == pytest.approx(7 * (matching + training) + 2 * 2 * network)
+
+
+@pytest.mark.slow
+def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
+    def start(folder):
+        path = f"{Path(__file__).parent.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        words = [sys.executable, "-m", "dc_lightning", *TWO_CELLS, "--output", "out", *TINY]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(words, cwd=folder, env=environment, start_new_session=True, **pipes)
+
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    whole = start(folders[0])
+    output, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, output
+
+    process, second = start(folders[1]), folders[1] / "out/Digits_ipc1_ConvNetW64_ours_W/seed_0"
+    deadline = time.monotonic() + 150
+    while not (second / "checkpoints/last.ckpt").is_file():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    first = folders[1] / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0/results.json"
+    done_before = first.stat().st_mtime_ns
+    assert not reproduce.is_finished(second)
+    again = start(folders[1])
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert "Digits_ipc1_ConvNetW32_ours_W, seed 0: is there" in output
+    assert first.stat().st_mtime_ns == done_before
+    for cell in ("ConvNetW32", "ConvNetW64"):
+        ours, theirs = (folder / f"out/Digits_ipc1_{cell}_ours_W/seed_0" for folder in folders)
+        assert torch.equal(*(load_synthetic(path / "synthetic.pt")[0].images for path in (ours, theirs)))
+        columns = [json.loads((path / "results.json").read_text())["columns"] for path in (ours, theirs)]
+        assert columns[0] == columns[1]
+        assert [score["network"] for score in columns[0][0]["scores"]] == [f"ConvNetW{w}" for w in (32, 64, 128, 256)]
+        for name in ("config.yaml", "synthetic.png"):
+            assert (ours / name).is_file()
+    report = ["report", str(folders[1] / "out"), "--output", str(tmp_path / "report")]
+    assert main(report) == 0
+    assert "ConvNetW64, 30 iterations, 8 real images" in (tmp_path / "report/report.md").read_text()
+
+
+@pytest.fixture
+def fake_runs(tmp_path, monkeypatch):
+    """Cells that are run by a function of the test's; gives what it was asked to run."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def run(command, errors):
+        asked.append(command)
+        errors.write_text("")
+        folder = errors.parent
+        if "ConvNetW64" in command and not (tmp_path / "mended").exists():
+            errors.write_text("warning\nerror: there is a hole in the bucket.\n")
+            return 2
+        score = {"network": "ConvNet", "accuracies": [0.5], "seeds": [1], "epochs": 300, "augmentation": []}
+        write_results(folder / "results.json", {"columns": [{"name": "DC", "scores": [score]}]})
+        return 0
+
+    monkeypatch.setattr(reproduce, "_subprocess", run)
+    return asked
+
+
+def test_a_failed_cell_is_named_at_the_end_and_does_not_stop_the_rest(fake_runs, tmp_path, capsys):
+    words = ["reproduce", "T2", "--experiments", "1", "--output", "out", "--trainer.max_epochs", "3"]
+    assert main(words) == 1
+    shown = capsys.readouterr()
+    assert "1 of 4 failed" in shown.err
+    assert "MNIST_ipc1_ConvNetW64_ours_W, seed 0: exit code 2: error: there is a hole" in shown.err.splitlines()[-1]
+    assert len(fake_runs) == 4
+    assert all(("--trainer.max_epochs", "3") in zip(c, c[1:], strict=False) for c in fake_runs)
+    (tmp_path / "mended").touch()
+    assert main(words) == 0
+    assert len(fake_runs) == 5  # the failed one alone is run again
+
+
+def test_a_half_written_result_is_run_again(fake_runs, tmp_path):
+    words = ["reproduce", "T2", "--experiments", "1", "--output", "out", "--rows", "ConvNetW32"]
+    assert main(words) == 0
+    results = tmp_path / "out/MNIST_ipc1_ConvNetW32_ours_W/seed_0/results.json"
+    whole = results.read_text()
+    for broken in ("", whole[:50], '{"format": "something else", "columns": []}'):
+        results.write_text(broken)
+        before = len(fake_runs)
+        assert main(words) == 0
+        assert len(fake_runs) == before + 1
+
+
+def test_other_settings_in_the_same_folder_are_named(fake_runs, capsys):
+    words = ["reproduce", "T2", "--experiments", "1", "--output", "out", "--rows", "ConvNetW32"]
+    assert main([*words, "--trainer.max_epochs", "200"]) == 0
+    assert main([*words, "--trainer.max_epochs", "200", "--trainer.devices", "2", "--data.root", "elsewhere"]) == 0
+    assert main(words) == 1
+    assert "trainer.max_epochs was 200, is not given" in capsys.readouterr().err
+    assert len(fake_runs) == 1
+
+
+def test_selections_and_the_upper_bound_are_cells_too(fake_runs):
+    assert main(["reproduce", "table1", "--datasets", "SVHN", "--ipc", "10", "--experiments", "2"]) == 0
+    kinds = [command[0] for command in fake_runs]
+    assert kinds == ["fit"] * 2 + ["select"] * 6
+    seeds = [command[command.index("--seed_everything") + 1] for command in fake_runs]
+    assert seeds == ["0", "1"] * 4
+    whole = [command for command in fake_runs if "[whole set]" in command]
+    assert [command[command.index("--method") + 1] for command in whole] == ["herding"] * 2
