@@ -356,7 +356,11 @@ def _run(args: Sequence[str] | None) -> None:
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         args=None if args is None else list(args),
-        parser_kwargs={name: {"default_env": False} for name in CondensationCLI.subcommands()},
+        parser_kwargs={
+            "description": "Dataset condensation with gradient matching. Besides the subcommands below, `reproduce "
+            "TABLE` runs a table of the paper and `report FOLDER` prints it; each has a --help.",
+            **{name: {"default_env": False} for name in CondensationCLI.subcommands()},
+        },
     )
 
 

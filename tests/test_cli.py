@@ -145,6 +145,18 @@ def test_resume_goes_on_in_the_same_folder_with_the_same_bits():
     assert [entry["iteration"] for entry in resumed["history"]] == [0, 2, 4]
 
 
+def test_evaluate_pools_several_sets_and_refuses_mixed_ones(tiny_data, capsys):
+    for name, ipc in (("a.pt", 2), ("b.pt", 2), ("c.pt", 3)):
+        random_set(tiny_data, ipc, ord(name[0])).save(name)
+    assert main(["evaluate", *TINY, "--synthetic", "[a.pt, b.pt]"]) == 0
+    content = json.loads((RUN / "results.json").read_text())
+    assert content["sets"] == 2
+    assert len(content["columns"][0]["scores"][0]["accuracies"]) == 4
+    capsys.readouterr()
+    assert main(["evaluate", *TINY, "--synthetic", "[a.pt, c.pt]"]) == 2
+    assert "one number of images per class" in capsys.readouterr().err
+
+
 def test_a_finished_run_can_be_resumed_to_be_evaluated_again():
     assert fit() == 0
     (RUN / "results.json").unlink()

@@ -18,9 +18,18 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="ConvNet", distance="ours", ipc=1, **more):
     """A results.json as a fit by the paper's protocol writes it, or with other settings."""
     source = {
-        "method": "gradient matching", "dataset": "FashionMNIST", "network": network, "distance": distance,
-        "ipc": ipc, "init": "noise", "seed": seed, "iteration": 1000, "batch_real": 256, "outer_steps": ipc,
-        "inner_epochs": 50 if ipc == 10 else 1, "lr_images": 0.1,
+        "method": "gradient matching",
+        "dataset": "FashionMNIST",
+        "network": network,
+        "distance": distance,
+        "ipc": ipc,
+        "init": "noise",
+        "seed": seed,
+        "iteration": 1000,
+        "batch_real": 256,
+        "outer_steps": ipc,
+        "inner_epochs": 50 if ipc == 10 else 1,
+        "lr_images": 0.1,
     }
     source |= {key: value for key, value in more.items() if key in source}
     tested = more.get("tested_on", "ConvNet")
@@ -28,8 +37,13 @@ def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="Con
     seeds = [1000 * seed + number for number in range(len(accuracies))]
     score = {"network": tested, "accuracies": list(accuracies), "seeds": seeds, "epochs": epochs, "augmentation": []}
     content = {
-        "format": "dc_lightning results 1", "kind": "condensation", "dataset": source["dataset"], "ipc": ipc,
-        "source": source, "seed": seed, "columns": [{"name": method, "training_images": 10, "scores": [score]}],
+        "format": "dc_lightning results 1",
+        "kind": "condensation",
+        "dataset": source["dataset"],
+        "ipc": ipc,
+        "source": source,
+        "seed": seed,
+        "columns": [{"name": method, "training_images": 10, "scores": [score]}],
         "configuration": {"evaluation": {"features_network": network, "whole_set_epochs": 20}},
     }
     folder.mkdir(parents=True)

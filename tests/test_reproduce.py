@@ -171,7 +171,7 @@ def test_a_failed_cell_is_named_at_the_end_and_does_not_stop_the_rest(fake_runs,
     assert "1 of 4 failed" in shown.err
     assert "MNIST_ipc1_ConvNetW64_ours_W, seed 0: exit code 2: error: there is a hole" in shown.err.splitlines()[-1]
     assert len(fake_runs) == 4
-    assert all(("--trainer.max_epochs", "3") in zip(c, c[1:], strict=False) for c in fake_runs)
+    assert all("--trainer.max_epochs 3" in " ".join(command) for command in fake_runs)
     (tmp_path / "mended").touch()
     assert main(words) == 0
     assert len(fake_runs) == 5  # the failed one alone is run again
