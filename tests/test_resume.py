@@ -58,14 +58,14 @@ def child(args, folder, where, count):
         if where == "after a checkpoint write" and str(target).endswith("last.ckpt"):
             die_there()
 
-    def killing_train_and_test(*arguments):
+    def killing_train_and_test(*arguments, **keywords):
         if where == "inside an evaluation":
             die_there()
         if where.startswith("signal"):
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), int(where.split()[1]))
-        return train_and_test(*arguments)
+        return train_and_test(*arguments, **keywords)
 
     dc_lightning.synthetic.os.replace = killing_replace
     dc_lightning.evaluation.train_and_test = killing_train_and_test
