@@ -6,10 +6,12 @@ An operation is any callable ``(images, generator, mean) -> images``.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import grid_sample, pad
 
 Operation = Callable[[Tensor, torch.Generator, Tensor], Tensor]
 
@@ -89,8 +91,33 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     centre of rotation up to half a pixel off where the enlarged frame has an odd number of pixels to cut. Arguments
     and result as in `crop`.
     """
-    count, _, height, width = images.shape
-    angles = torch.randint(-_ROTATION, _ROTATION, (count,), generator=generator).double().mul(math.pi / 180)
+    count, channels, height, width = images.shape
+    angles = torch.randint(-_ROTATION, _ROTATION, (count,), generator=generator).to(images.device, non_blocking=True)
+    table = _rotations(height, width, images.device, images.dtype)
+    rows = angles + _ROTATION
+    coefficients = table.spline_rows @ images @ table.spline_columns.T
+    taps = grid_sample(coefficients, table.positions[rows], padding_mode="reflection", align_corners=True)
+    rotated = (taps.view(count, channels, 4, height, width) * table.weights[rows][:, None]).sum(dim=2)
+    return torch.where(table.inside[rows][:, None], rotated, mean.mean())
+
+
+class _Rotations(NamedTuple):
+    """What `rotate` needs to know of every angle; made once for an image size.
+
+    A cubic B-spline has four weights along each axis, all positive, and so is two linear interpolations between
+    neighbouring coefficients: four bilinear ones in the plane.
+    """
+
+    positions: Tensor  # (angles, 4 * height, width, 2), x and y in [-1, 1], of the four interpolations
+    weights: Tensor  # (angles, 4, height, width)
+    inside: Tensor  # (angles, height, width)
+    spline_rows: Tensor  # (height, height)
+    spline_columns: Tensor  # (width, width)
+
+
+@lru_cache(maxsize=16)
+def _rotations(height: int, width: int, device: torch.device, dtype: torch.dtype) -> _Rotations:
+    angles = torch.arange(-_ROTATION, _ROTATION, dtype=torch.float64).mul(math.pi / 180)
     cos, sin = angles.cos(), angles.sin()
     frame = [
         (a.abs() * height + b.abs() * width + 0.5).floor() for a, b in ((cos, sin), (sin, cos))
@@ -103,14 +130,28 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     source_y = cos * y + sin * x + (height - 1) / 2
     source_x = -sin * y + cos * x + (width - 1) / 2
     inside = (source_y >= 0) & (source_y <= height - 1) & (source_x >= 0) & (source_x <= width - 1)
+    positions, weights = [], []
+    for at_y, weight_y in _linear_taps(source_y, height):
+        for at_x, weight_x in _linear_taps(source_x, width):
+            positions.append(torch.stack([at_x, at_y], dim=-1))
+            weights.append(weight_y * weight_x)
+    return _Rotations(
+        torch.cat(positions, dim=1).to(device, dtype),
+        torch.stack(weights, dim=1).to(device, dtype),
+        inside.to(device),
+        _spline_matrix(height).to(device, dtype),
+        _spline_matrix(width).to(device, dtype),
+    )
 
-    coefficients = _spline_matrix(height, images) @ images @ _spline_matrix(width, images).T
-    rotated = torch.zeros_like(images)
-    columns = list(_spline_taps(source_x, width, images))
-    for row, row_weight in _spline_taps(source_y, height, images):
-        for column, column_weight in columns:
-            rotated += _gather(coefficients, row, column) * (row_weight * column_weight)[:, None]
-    return torch.where(inside.to(images.device, non_blocking=True)[:, None], rotated, mean.mean())
+
+def _linear_taps(source: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The two linear interpolations that make a cubic B-spline, as (position in [-1, 1], weight)."""
+    first = source.floor()
+    t = source - first
+    weights = [w / 6 for w in ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)]
+    low, high = weights[0] + weights[1], weights[2] + weights[3]
+    positions = first - 1 + weights[1] / low, first + 1 + weights[3] / high
+    return [(2 * at / max(size - 1, 1) - 1, weight) for at, weight in zip(positions, (low, high), strict=True)]
 
 
 def noise(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
@@ -124,28 +165,10 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images[each, :, rows, columns].permute(0, 3, 1, 2)
 
 
-def _spline_matrix(size: int, like: Tensor) -> Tensor:
-    """Takes ``size`` samples to the coefficients of the cubic B-spline through them, mirrored at the ends."""
+def _spline_matrix(size: int) -> Tensor:
+    """Takes ``size`` samples to the coefficients of the cubic B-spline through them, mirrored at the ends; float64."""
     matrix = torch.eye(size, dtype=torch.float64) * 4
     for row in range(size if size > 1 else 0):
         for neighbour in (row - 1, row + 1):
-            matrix[row, _mirror(torch.tensor(neighbour), size)] += 1
-    return torch.linalg.inv(matrix / 6 if size > 1 else torch.eye(1)).to(like)
-
-
-def _mirror(index: Tensor, size: int) -> Tensor:
-    return size - 1 - (size - 1 - index.abs()).abs()
-
-
-def _spline_taps(source: Tensor, size: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The four coefficients that a position lies between, as (index, weight)."""
-    first = source.floor()
-    t = source - first
-    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    return [
-        (
-            _mirror(first.long() + offset, size).clamp(0, size - 1).to(like.device, non_blocking=True),
-            (weight / 6).to(like, non_blocking=True),
-        )
-        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)
-    ]
+            matrix[row, size - 1 - abs(size - 1 - abs(neighbour))] += 1
+    return torch.linalg.inv(matrix / 6) if size > 1 else torch.ones(1, 1, dtype=torch.float64)
