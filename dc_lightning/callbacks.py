@@ -32,7 +32,7 @@ from dc_lightning.evaluation import (
 )
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.progress import RunProgress
-from dc_lightning.results import Column, environment, now, print_table, write_results
+from dc_lightning.results import Column, environment, now, print_table, read_results, write_results
 from dc_lightning.seeds import derive_seed
 from dc_lightning.selection import Method, WholeSetNetwork, require_embed, select, whole_set_network
 from dc_lightning.synthetic import SyntheticSet
@@ -195,6 +195,11 @@ class EvaluationCallback(Callback):
             sets: to be evaluated.
             methods: to be used to select, besides the baselines.
         """
+        if (sets or methods) and trainer.is_global_zero and _is_condensation(self.folder / "results.json"):
+            raise InputError(
+                f"'{self.folder}' holds the results of a condensation, which would be lost; give another folder or "
+                "--trainer.logger.version."
+            )
         for synthetic in sets:
             check_fits(synthetic, data)
         check_networks(pool(self.networks, condensed_with), data)
@@ -227,7 +232,7 @@ class EvaluationCallback(Callback):
         column = Column("DC" if method == "gradient matching" else method, scores, len(sets[0]))
         columns = [column, *self._baselines(trainer, data, networks, sets[0].ipc)]
         found = {"kind": "evaluation", "dataset": data.dataset_name, "ipc": sets[0].ipc}
-        self._publish(trainer, columns, {**found, "source": sets[0].source, "sets": len(sets)})
+        self._publish(trainer, columns, {**found, "sources": [synthetic.source for synthetic in sets]})
         if trainer.is_global_zero:
             print_table(columns, f"{data.dataset_name}, {sets[0].ipc} per class, {path}")
             _say(f"results        {self.folder / 'results.json'}")
@@ -351,7 +356,9 @@ class EvaluationCallback(Callback):
             self._group.reduce(torch.zeros(1))  # the others wait, and read what the first has trained
             trained = self._whole_set_network(trainer, data, network, seed)
             report(1.0)
-            return select(method, ipc, network, trained, data, device)
+            chosen = select(method, ipc, network, trained, data, device)
+        chosen.source.update(seed=self.seed, epochs=self.whole_set_epochs)
+        return chosen
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
         self.results = {
@@ -414,6 +421,13 @@ def _checkpoints(trainer: Trainer) -> list[Checkpoints]:
 def _condensation(module: LightningModule) -> CondensationModule:
     assert isinstance(module, CondensationModule)
     return module
+
+
+def _is_condensation(path: Path) -> bool:
+    try:
+        return read_results(path).get("kind") == "condensation"
+    except (OSError, InputError):
+        return False
 
 
 def require_writable(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
-from dc_lightning import data, report, reproduce
+from dc_lightning import data
 from dc_lightning.allocator import keep_freed_memory
 from dc_lightning.callbacks import EvaluationCallback, require_writable
 from dc_lightning.checkpoints import Checkpoints, Interrupted
@@ -127,6 +127,8 @@ class _SavedSets(_Evaluation):
                 "Sets that are evaluated together must have one number of images per class; got "
                 f"{sorted({found.ipc for found in self.sets})}."
             )
+        if len({str(found.source.get("method")) for found in self.sets}) > 1:
+            raise InputError("Sets that are evaluated together must be made by one method; evaluate each by itself.")
         self.model_spec = self.sets[0].source.get("network", self.model_spec)  # what the set says it was made with
         self.callback.check(self.trainer, self.data, self.model_spec, self.sets)
 
@@ -398,9 +400,13 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     words = sys.argv[1:] if args is None else list(args)
     try:
-        if words[:1] == ["reproduce"]:
+        if words[:1] == ["reproduce"]:  # needs a system with POSIX signals and locks
+            from dc_lightning import reproduce
+
             return reproduce.main(words[1:])
         if words[:1] == ["report"]:
+            from dc_lightning import report
+
             return report.main(words[1:])
         _run(args)
     except (InputError, MisconfigurationException) as error:

@@ -373,5 +373,11 @@ class CondensationModule(LightningModule):
                 "outer_steps": self.outer_steps,
                 "inner_epochs": self.inner_epochs,
                 "lr_images": self.lr_images,
+                "momentum_images": self.momentum_images,
+                "lr_network": self.lr_network,
+                "batch_synthetic": self.batch_synthetic,
+                "batch_norm_images": self.batch_norm_images,
+                "class": type(self).__name__,
+                "precision": str(self.trainer.precision),
             },
         )

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from dc_lightning.condensation import default_loops
 from dc_lightning.errors import InputError
-from dc_lightning.evaluation import Recipe
-from dc_lightning.paper import METHODS, PROTOCOL, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
+from dc_lightning.evaluation import POOLS, Recipe
+from dc_lightning.paper import DATASETS, METHODS, PROTOCOL, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
 from dc_lightning.parts import part_name
 from dc_lightning.results import read_results
 from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
@@ -36,7 +36,8 @@ class Key:
         network: that condensed, or gave the features; empty for random and whole set.
         distance: for DC.
         tested_on: test network.
-        departures: from the paper's protocol, in words.
+        made: departures from the paper's protocol in how the set was made, in words.
+        scored: likewise in how test networks are trained on it.
     """
 
     dataset: str
@@ -45,7 +46,13 @@ class Key:
     network: str
     distance: str
     tested_on: str
-    departures: tuple[str, ...]
+    made: tuple[str, ...]
+    scored: tuple[str, ...]
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.made + self.scored
 
 
 @dataclass
@@ -88,7 +95,7 @@ class Row:
     def made(self) -> str:
         """How the set was made, in words, as the label of a line."""
         key = self.key
-        name = key.network if key.method == "DC" else key.method
+        name = key.network if key.method == "DC" else _method(key)
         distance = [f"distance {key.distance}"] if key.distance not in ("", "ours") else []
         return ", ".join([name, *distance, *key.departures])
 
@@ -98,6 +105,10 @@ class Row:
         key = self.key
         condensed = ["DC"] if key.method == "DC" else []
         return ", ".join([key.dataset, *([f"{key.ipc} per class"] if key.ipc else []), *condensed, self.made])
+
+
+def _method(key: Key) -> str:
+    return f"{key.method} by {key.network}" if key.method in SELECTIONS and key.network != "ConvNet" else key.method
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -112,24 +123,32 @@ def _get(tree: Mapping[str, Any], *path: str) -> Any:
     return found
 
 
-def _condensation_departures(content: Mapping[str, Any]) -> list[str]:
-    """What is not the paper's in how a set was condensed; what the file does not say is not judged."""
-    source, configuration = content.get("source", {}), content.get("configuration", {})
-    model = _get(configuration, "model", "init_args") or configuration.get("model", {})
-    network, ipc = part_name(source.get("network", "")), int(content.get("ipc") or source.get("ipc", 1))
-    steps, epochs = default_loops(ipc)
+def _condensation_departures(source: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
+    """What is not the paper's in how a set was condensed; what the file does not say is not judged.
+
+    Args:
+        source: of the set.
+        configuration: of the run that condensed it; empty for one that scored a saved set.
+    """
+    model = _get(configuration, "model", "init_args") or configuration.get("model") or {}
+    steps, epochs = default_loops(int(source["ipc"]))
     found = {
         "iterations": source.get("iteration", _get(configuration, "trainer", "max_epochs")),
         "real images": source.get("batch_real", _get(configuration, "data", "init_args", "batch_real")),
         "init": source.get("init"),
-        "momentum": model.get("momentum_images"),
-        "network lr": model.get("lr_network"),
-        "inner batch": model.get("batch_synthetic"),
         "outer steps": source.get("outer_steps", model.get("outer_steps")),
-        "inner epochs": source.get("inner_epochs", model.get("inner_epochs")) if steps > 1 else None,
+        "inner epochs": source.get("inner_epochs", model.get("inner_epochs")),
         "image lr": source.get("lr_images", model.get("lr_images")),
+        "momentum": source.get("momentum_images", model.get("momentum_images")),
+        "network lr": source.get("lr_network", model.get("lr_network")),
+        "inner batch": source.get("batch_synthetic", model.get("batch_synthetic")),
+        "BatchNorm images": source.get("batch_norm_images", model.get("batch_norm_images")),
+        "by": source.get("class"),
+        "precision": source.get("precision"),
     }
-    lr_images = 0.01 if network == "MLP" else 0.1
+    if (found["outer steps"] or steps) == 1:
+        found["inner epochs"] = None  # there is no step to train for
+    lr_images = 0.01 if part_name(source["network"]) == "MLP" else 0.1
     expected = {**PROTOCOL, "outer steps": steps, "inner epochs": epochs, "image lr": lr_images}
     return [
         f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
@@ -138,52 +157,61 @@ def _condensation_departures(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _evaluation_departures(content: Mapping[str, Any], epochs: int, augmentation: Sequence[str]) -> list[str]:
+def _scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], is_whole_set: bool) -> list[str]:
     recipe, default = _get(content, "configuration", "evaluation", "recipe") or {}, Recipe()
     found = [
         f"evaluation {name} {recipe[name]}"
         for name in ("lr", "momentum", "weight_decay", "batch_size")
         if name in recipe and recipe[name] != getattr(default, name)
     ]
-    if epochs != (default.epochs_augmented if augmentation else default.epochs):
+    augmentation, epochs = list(score["augmentation"]), int(score["epochs"])
+    if is_whole_set:
+        found.insert(0, f"{epochs + 1} epochs")
+    elif epochs != (default.epochs_augmented if augmentation else default.epochs):
         found.append(f"{epochs + 1} test epochs")
-    if recipe.get("augmentation") is not None:
+    usual = ["crop", "scale", "rotate"] if content["dataset"] == "MNIST" else []
+    usual = [part_name(name) for name in default.augmentation_by_network.get(score["network"], usual)]
+    if augmentation != usual:
         found.append(f"augmentation {'+'.join(augmentation) or 'none'}")
     return found
 
 
 def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Key, dict[tuple[int, int], float]]]:
-    source = content.get("source", {})
-    dataset = str(content.get("dataset") or source.get("dataset"))
-    ipc = int(content.get("ipc") or source.get("ipc", 0))
+    content = {"dataset": _get(content, "source", "dataset"), "ipc": _get(content, "source", "ipc"), **content}
+    dataset, ipc, sources = str(content["dataset"]), int(content["ipc"]), content.get("sources") or [content["source"]]
+    if content["dataset"] is None:
+        raise KeyError("dataset")
     for column in content["columns"]:
-        method = "DC" if column["name"] == "gradient matching" else str(column["name"])
-        network = distance = ""
-        departures: list[str] = []
-        set_seed = int(source.get("seed", content.get("seed", 0)))
-        if method == "DC":
-            network, distance = part_name(source.get("network", "")), part_name(source.get("distance", "ours"))
-            departures = _condensation_departures(content)
-        elif method in SELECTIONS:
-            network = part_name(_get(content, "configuration", "evaluation", "features_network") or "")
-            set_seed = int(content.get("seed", 0))
-            departures = [f"features after {_get(content, 'configuration', 'evaluation', 'whole_set_epochs')} epochs"]
+        name = str(column["name"])
+        method = "DC" if name == "gradient matching" else name
+        is_whole_set, is_baseline = method == "whole set", content["columns"].index(column) > 0
         for score in column["scores"]:
-            name, epochs = str(score["network"]), int(score["epochs"])
-            if method == "whole set":
-                how = [f"{epochs + 1} epochs"]
-            else:
-                how = departures + _evaluation_departures(content, epochs, score["augmentation"])
-            key = Key(dataset, 0 if method == "whole set" else ipc, method, network, distance, name, tuple(how))
-            seeds = [int(seed) for seed in score["seeds"]]
-            drawn_anew = method in ("random", "whole set")
-            yield (
-                key,
-                {
-                    (seed if drawn_anew else set_seed, seed): float(value)
-                    for seed, value in zip(seeds, score["accuracies"], strict=True)
-                },
-            )
+            scored = tuple(_scoring_departures(content, score, is_whole_set))
+            pairs = list(zip([int(seed) for seed in score["seeds"]], score["accuracies"], strict=True))
+            drawn_anew = is_whole_set or (method == "random" and is_baseline)
+            blocks = [{}] if is_baseline else sources  # one set after the other
+            each = len(pairs) // len(blocks)
+            for number, source in enumerate(blocks):
+                network = distance = ""
+                made: list[str] = []
+                set_seed = int(source.get("seed", content.get("seed", 0)))
+                if method == "DC":
+                    network, distance = part_name(source["network"]), part_name(source.get("distance", "ours"))
+                    condensed_here = content.get("kind") == "condensation"
+                    made = _condensation_departures(source, content["configuration"] if condensed_here else {})
+                elif method in SELECTIONS:
+                    evaluation = _get(content, "configuration", "evaluation") or {}
+                    network = part_name(source.get("features", evaluation.get("features_network", "")))
+                    made = [f"features after {source.get('epochs', evaluation.get('whole_set_epochs'))} epochs"]
+                budget = 0 if is_whole_set else ipc
+                key = Key(dataset, budget, method, network, distance, score["network"], tuple(made), scored)
+                yield (
+                    key,
+                    {
+                        (seed if drawn_anew else set_seed, seed): float(value)
+                        for seed, value in pairs[number * each : (number + 1) * each]
+                    },
+                )
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
@@ -209,19 +237,30 @@ def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
             except InputError as broken:
                 problems.append(str(broken))
                 continue
+            except OSError as unreadable:
+                problems.append(f"'{path}' cannot be read ({unreadable.strerror}); it is left out.")
+                continue
             except (KeyError, TypeError, ValueError, AttributeError):
                 problems.append(f"'{path}' lacks what a report needs; it is left out.")
                 continue
             read.append(path.parent)
             for key, accuracies in found:
-                rows.setdefault(key, Row(key)).accuracies |= accuracies
+                known = rows.setdefault(key, Row(key)).accuracies
+                if key.method not in ("random", "whole set") and any(
+                    known.get(k, v) != v for k, v in accuracies.items()
+                ):
+                    problems.append(
+                        f"'{path}' repeats seeds of a file before it with other accuracies: the first count."
+                    )
+                known |= {seeds: value for seeds, value in accuracies.items() if seeds not in known}
     return sorted(rows.values(), key=_order), read, problems
 
 
 def _order(row: Row) -> tuple[Any, ...]:
     key, methods = row.key, (*METHODS, "whole set")
     place = methods.index(key.method) if key.method in methods else -1
-    return key.dataset, key.ipc or 10**9, place, key.distance, key.network, key.departures, key.tested_on
+    dataset = (DATASETS.index(key.dataset) if key.dataset in DATASETS else len(DATASETS)), key.dataset
+    return *dataset, key.ipc or 10**9, place, key.distance, key.network, key.departures, key.tested_on
 
 
 @dataclass
@@ -232,15 +271,17 @@ class Matrix:
         title: above it.
         corner: what the rows are.
         cells: lines of text by row and column label.
+        columns: in this order; None takes the order in which they come.
     """
 
     title: str
     corner: str
     cells: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    columns: Sequence[str] | None = None
 
     def _labels(self) -> tuple[list[str], list[str]]:
         rows, columns = zip(*self.cells, strict=True) if self.cells else ((), ())
-        return list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
+        return list(dict.fromkeys(rows)), list(self.columns or dict.fromkeys(columns))
 
     def rich(self) -> Table:
         """For the terminal."""
@@ -277,37 +318,59 @@ def tables(rows: Sequence[Row]) -> list[Matrix]:
     Args:
         rows: see `collect`.
     """
-    found = []
-    on_convnet = [
-        row for row in rows if row.key.tested_on == "ConvNet" and (row.key.method != "DC" or _is_table_1(row.key))
-    ]
-    table = Matrix("Test accuracy of a ConvNet in % (table 1)", "training images")
-    for row in sorted(on_convnet, key=lambda row: (*_order(row)[2:], row.key.dataset, row.key.ipc)):
-        label = ", ".join([row.key.method, *row.key.departures])
-        column = f"{row.key.dataset}, {row.key.ipc} per class"
-        if row.key.method == "whole set":
-            same = [other for other in on_convnet if other.key.dataset == row.key.dataset and other.key.ipc]
-            column = f"{same[0].key.dataset}, {same[0].key.ipc} per class" if same else row.key.dataset
-        table.cells[label, column] = _cell(row)
-    found.append(table)
-    for dataset, ipc in dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows):
-        here = [row for row in rows if row.key.dataset == dataset and row.key.ipc in (ipc, 0)] if ipc else []
-        if any(row.key.tested_on != "ConvNet" and row.key.ipc for row in here):
-            title = f"{dataset}, {ipc} per class: made with (rows), tested on (columns), in % (tables 2, T2 to T6)"
-            table = Matrix(title, "made with")
-            ours = [row for row in here if row.key.distance in ("", "ours")]
-            for row in sorted(ours, key=lambda row: (not row.key.ipc, row.key.method != "DC", row.made)):
-                table.cells[row.made, row.key.tested_on] = _cell(row)
-            found.append(table)
-        condensed = [row for row in here if row.key.method == "DC"]
+    found = [_table_1(rows)]
+    for dataset, ipc in dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc):
+        here = [row for row in rows if row.key.dataset == dataset and row.key.ipc in (ipc, 0)]
+        here = [row for row in here if row.key.distance in ("", "ours")]
+        for title, name in _CROSS_TABLES.items():
+            tested = [part_name(network) for network in POOLS[name]]
+            shown = [row for row in here if row.key.tested_on in tested]
+            shown = [row for row in shown if row.key.method != "DC" or row.key.network in _condensing(name)]
+            if len({row.key.tested_on for row in shown if row.key.ipc}) > 1:
+                table = Matrix(
+                    f"{dataset}, {ipc} per class: {title}, in %; rows make the set, columns train on it", "set"
+                )
+                for row in sorted(shown, key=lambda row: tested.index(row.key.tested_on)):
+                    table.cells[row.made, row.key.tested_on] = _cell(row)
+                found.append(table)
+        condensed = [row for row in rows if (row.key.dataset, row.key.ipc, row.key.method) == (dataset, ipc, "DC")]
         distances = [row for row in condensed if row.key.tested_on == row.key.network.split("BN")[0]]
-        if len({row.key.distance for row in distances}) > 1:
+        if any(row.key.distance != "ours" for row in distances):
             table = Matrix(f"{dataset}, {ipc} per class: the three distances, in % (table T7)", "distance")
             for row in distances:
-                label = ", ".join([row.key.distance, *row.key.departures])
-                table.cells[label, row.key.network] = _cell(row)
+                table.cells[", ".join([row.key.distance, *row.key.departures]), row.key.network] = _cell(row)
             found.append(table)
     return [*(table for table in found if table.cells), _comparison(rows)]
+
+
+_CROSS_TABLES = {
+    "networks (table 2)": "M",
+    "networks with BatchNorm": "B",
+    "widths (table T2)": "W",
+    "depths (table T3)": "D",
+    "activations (table T4)": "A",
+    "poolings (table T5)": "P",
+    "normalisations (table T6)": "N",
+}
+
+
+def _condensing(name: str) -> set[str]:
+    """Networks that condense for a table: its pool, those of table 2, and the plain ConvNet."""
+    own = {part_name(network) for network in POOLS[name]}
+    return own | ({network for network, _ in TABLE_2} if name in "MB" else {"ConvNet"})
+
+
+def _table_1(rows: Sequence[Row]) -> Matrix:
+    rows = [row for row in rows if row.key.tested_on == "ConvNet" and (row.key.method != "DC" or _is_table_1(row.key))]
+    budgets = list(dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc))
+    labels = {budget: f"{budget[0]}, {budget[1]} per class" for budget in budgets}
+    title = "Test accuracy of a ConvNet in % (table 1)"
+    table = Matrix(title, "training images", columns=list(labels.values()))
+    for row in sorted(rows, key=lambda row: (*_order(row)[3:7], _order(row))):
+        for dataset, ipc in budgets:
+            if row.key.dataset == dataset and row.key.ipc in (ipc, 0):
+                table.cells[", ".join([_method(row.key), *row.key.departures]), labels[dataset, ipc]] = _cell(row)
+    return table
 
 
 def _is_table_1(key: Key) -> bool:
@@ -315,17 +378,17 @@ def _is_table_1(key: Key) -> bool:
 
 
 def _baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
-    """Random images, or the whole set, under the recipe that a set was tested by."""
+    """Random images of the same budget by the same recipe, or the whole set by the same learning rates."""
     key = row.key
-    ipc = 0 if method == "whole set" else key.ipc
+    is_whole_set = method == "whole set"
     same = [
         other
         for other in rows
         if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on)
-        == (key.dataset, ipc, method, key.tested_on)
-        and (method == "whole set" or set(other.key.departures) <= set(key.departures))
+        == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on)
+        and (len(other.key.scored) == 1 if is_whole_set else other.key.scored == key.scored)
     ]
-    return max(same, key=lambda other: len(other.accuracies)) if same else None
+    return max(same, key=lambda other: (len(other.accuracies), other.accuracy)) if same else None
 
 
 def _comparison(rows: Sequence[Row]) -> Matrix:

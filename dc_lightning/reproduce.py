@@ -1,13 +1,16 @@
 """``dc-lightning reproduce TABLE``: runs the cells of a table that are not there yet, each as a fit of its own."""
 
 import argparse
+import fcntl
+import hashlib
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -71,23 +74,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _overrides(words: Sequence[str]) -> dict[str, str]:
-    """Flags of a fit, as given: ``--key value`` or ``--key=value``."""
-    found: dict[str, str] = {}
+def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Flags of a fit in the order given: ``--key value`` or ``--key=value``, without the dashes."""
+    found: list[tuple[str, str]] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config", key):
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--keep_freed_memory", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 "--trainer.max_epochs 100."
             )
         if not equals and (not rest or rest[0].startswith("--")):
             raise InputError(f"{key} needs a value.")
-        if key[2:] in _OF_THE_CELL or key.startswith("--trainer.logger"):
+        name = key[2:].replace(".init_args.", ".")
+        if name in _OF_THE_CELL or name.startswith("trainer.logger"):
             raise InputError(f"{key} is decided by the cells; choose them by --datasets, --ipc and --rows.")
-        found[key[2:]] = value if equals else rest.pop(0)
+        found.append((key[2:], value if equals else rest.pop(0)))
+        if key == "--config" and not Path(found[-1][1]).is_file():
+            raise InputError(f"There is no configuration file '{found[-1][1]}'.")
     return found
 
 
@@ -104,11 +110,14 @@ def _select_cells(options: argparse.Namespace) -> list[Cell]:
     rows = list(dict.fromkeys(cell.row for cell in found))
     unknown = [row for row in options.rows or [] if row not in rows]
     if unknown:
-        raise InputError(f"Unknown row {', '.join(unknown)} of {options.table}: expected any of {', '.join(rows)}.")
+        raise InputError(
+            f"Unknown row {', '.join(unknown)} of {options.table}: expected any of {', '.join(rows)} (random images "
+            "stand beside DC, the whole set beside herding)."
+        )
     return [cell for cell in found if not options.rows or cell.row in options.rows]
 
 
-def _command(cell: Cell, seed: int, output: Path, overrides: dict[str, str]) -> list[str]:
+def _command(cell: Cell, seed: int, output: Path, overrides: Sequence[tuple[str, str]]) -> list[str]:
     """The words that run one experiment of a cell, after ``dc-lightning``."""
     settings = {
         "data": cell.dataset,
@@ -127,45 +136,61 @@ def _command(cell: Cell, seed: int, output: Path, overrides: dict[str, str]) -> 
     else:
         settings |= {"method": cell.method, "evaluation.features_network": cell.network}
         settings["evaluation.baselines"] = "[whole set]" if cell.method == "herding" else "[]"
-    overrides = dict(overrides)
-    config = ["--config", overrides.pop("config")] if "config" in overrides else []
     settings["seed_everything"] = str(seed)
-    words = [word for key, value in {**settings, **overrides}.items() for word in (f"--{key}", value)]
-    return ["fit" if cell.method == "DC" else "select", *config, *words]
+    first = [pair for pair in overrides if pair[0] == "config"]  # so that all else refines it
+    rest = [pair for pair in overrides if pair[0] != "config"]
+    words = [word for key, value in [*first, *settings.items(), *rest] for word in (f"--{key}", value)]
+    return ["fit" if cell.method == "DC" else "select", *words]
 
 
 def _comparable(command: Sequence[str]) -> dict[str, str]:
-    pairs = zip(command[1::2], command[2::2], strict=True)
+    """What a command says of the result, with the content of configuration files."""
     left_out = {*_MACHINE, "trainer.logger.save_dir", "evaluation.cache"}
-    return {key: value for key, value in pairs if key[2:] not in left_out}
+    found: dict[str, str] = {}
+    for word, value in zip(command[1::2], command[2::2], strict=True):
+        key = word[2:].replace(".init_args.", ".")
+        if key == "config":
+            content = hashlib.blake2b(Path(value).read_bytes(), digest_size=6).hexdigest()
+            found[key] = f"{found.get(key, '')} {Path(value).name} ({content})".strip()
+        elif key not in left_out:
+            found[key] = value
+    return found
 
 
 def _run_one(folder: Path, command: Sequence[str], run: Callable[[Sequence[str], Path], int]) -> str | None:
     """Runs one experiment of a cell unless it is there; says what went wrong."""
-    note = folder / "command.json"
-    if note.is_file():
-        try:
-            before, now = _comparable(json.loads(note.read_text())), _comparable(command)
-        except ValueError:
-            return f"'{note}' is damaged; remove the folder"
-        if before != now:
-            keys = sorted(key for key in before | now if before.get(key) != now.get(key))
-            differing = ", ".join(
-                f"{key[2:]} was {before.get(key, 'not given')}, is {now.get(key, 'not given')}" for key in keys
-            )
-            return f"it was begun with other settings ({differing}); give another --output, or remove '{folder}'"
+    if problem := _made_otherwise(folder, command):
+        return problem
     if is_finished(folder):
         return None
-    write_whole(note, json.dumps(list(command)).encode())
+    write_whole(folder / "command.json", json.dumps(_comparable(command)).encode())
     last = folder / "checkpoints" / "last.ckpt"
     go_on = ["--ckpt_path", str(last)] if command[0] == "fit" and last.is_file() else []
-    code = run([*command, *go_on], folder / "errors.txt")
+    try:
+        code = run([*command, *go_on], folder / "errors.txt")
+    except InputError as held:
+        return str(held)
     lines = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()
     if code == 0 and is_finished(folder):
         (folder / "errors.txt").unlink()
         return None
     said = [line for line in lines if line.startswith("error:")] or lines[-1:]
     return f"exit code {code}: {said[0] if said else 'no message'}"
+
+
+def _made_otherwise(folder: Path, command: Sequence[str]) -> str | None:
+    note = folder / "command.json"
+    if not note.is_file():
+        return None
+    try:
+        before, now = dict(json.loads(note.read_text())), _comparable(command)
+    except (ValueError, TypeError):
+        return f"'{note}' is damaged; remove the folder"
+    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+    if not keys:
+        return None
+    differing = ", ".join(f"{key} was {before.get(key, 'not given')}, is {now.get(key, 'not given')}" for key in keys)
+    return f"it was begun with other settings ({differing}); give another --output, or remove '{folder}'"
 
 
 def is_finished(folder: Path) -> bool:
@@ -184,18 +209,25 @@ class _Stopped(BaseException):
 
 
 def _subprocess(command: Sequence[str], errors: Path) -> int:
-    """Runs ``dc-lightning``; a signal goes on to it, and is waited for, so that it can save."""
-    with errors.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "dc_lightning", *command], stderr=file)
-        stopped: list[int] = []
+    """Runs ``dc-lightning`` in a session of its own; a signal goes on to it once, and is waited for, so that it saves.
 
-        def forward(signum: int, frame: FrameType | None) -> None:
-            stopped.append(signum)
-            if process.poll() is None and (signum != signal.SIGINT or not sys.stdin.isatty()):
-                process.send_signal(signum)  # a terminal sends Ctrl-C to both
+    The lock of the cell is handed on: should this process be killed, nothing else starts the cell while that runs.
+    """
+    stopped: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
-        old = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+    def forward(signum: int, frame: FrameType | None) -> None:
+        stopped.append(signum)
+        if process is not None and process.poll() is None:
+            process.send_signal(signum)
+
+    with errors.open("wb") as file, _lock(errors.parent) as lock:
+        old = {signum: signal.signal(signum, forward) for signum in _SIGNALS}
         try:
+            words = [sys.executable, "-m", "dc_lightning", *command]
+            process = subprocess.Popen(words, stderr=file, start_new_session=True, pass_fds=[lock])
+            if stopped:
+                process.send_signal(stopped[0])
             code = process.wait()
         finally:
             for signum, handler in old.items():
@@ -203,6 +235,24 @@ def _subprocess(command: Sequence[str], errors: Path) -> int:
     if stopped:
         raise _Stopped(stopped[0])
     return code
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[int]:
+    """Holds the cell for this process and its child.
+
+    Raises:
+        InputError: if another has it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise InputError(f"another process is at work on it, see '{folder}'") from held
+        yield file.fileno()
 
 
 def main(words: Sequence[str]) -> int:
@@ -220,22 +270,24 @@ def main(words: Sequence[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     overrides, chosen, console = _overrides(rest), _select_cells(options), Console(soft_wrap=True)
     if options.dry_run:
-        _print_estimates(chosen, options, overrides)
+        _print_estimates(chosen, options, {key.replace(".init_args.", "."): value for key, value in overrides})
         return 0
     jobs = [(cell, seed) for cell in chosen for seed in range(options.experiments)]
     failed: list[str] = []
     for number, (cell, seed) in enumerate(jobs, 1):
         title = f"{cell.name}, seed {seed}"
         folder = options.output / cell.name / f"seed_{seed}"
-        console.print(f"[{number}/{len(jobs)}] {title}{': is there' if is_finished(folder) else ''}", markup=False)
+        command = _command(cell, seed, options.output, overrides)
+        there = is_finished(folder) and not _made_otherwise(folder, command)
+        console.print(f"[{number}/{len(jobs)}] {title}{': is there' if there else ''}", markup=False)
         try:
-            problem = _run_one(folder, _command(cell, seed, options.output, overrides), _subprocess)
+            problem = _run_one(folder, command, _subprocess)
         except _Stopped as stop:
-            print(
-                f"Stopped by {signal.Signals(stop.signum).name}; the same command goes on where it was.",
-                file=sys.stderr,
-            )
-            return 128 + stop.signum
+            return _say_stopped(stop.signum)
+        except KeyboardInterrupt:
+            return _say_stopped(signal.SIGINT)
+        except OSError as error:
+            problem = f"'{error.filename}' cannot be read or written ({error.strerror})"
         if problem:
             failed.append(f"{title}: {problem}")
             print(f"error: {failed[-1]}", file=sys.stderr)
@@ -245,15 +297,27 @@ def main(words: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+def _say_stopped(signum: int) -> int:
+    print(f"Stopped by {signal.Signals(signum).name}; the same command goes on where it was.", file=sys.stderr)
+    return 128 + signum
+
+
 def _print_estimates(chosen: Sequence[Cell], options: argparse.Namespace, overrides: dict[str, str]) -> None:
     table = Table(title=f"{options.table}: {TABLES[options.table]}")
     for name in ("cell", "there", "hours each", "hours left"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     total = 0.0
     clock = Clock(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trained: set[object] = set()  # the networks of the whole set are kept: the first that needs one pays
     for cell in chosen:
         done = sum(is_finished(options.output / cell.name / f"seed_{seed}") for seed in range(options.experiments))
-        hours = clock.seconds(cell, overrides) / 3600 if cell.dataset in SHAPES else float("nan")
+        if cell.dataset not in SHAPES:
+            table.add_row(cell.name, f"{done}/{options.experiments}", "", "")
+            continue
+        hours = clock.seconds(cell, overrides) / 3600
+        if cell.method != "DC" and (cell.dataset, cell.network) not in trained:
+            trained.add((cell.dataset, cell.network))
+            hours += clock.whole_set_seconds(cell, overrides) / 3600
         left = hours * (options.experiments - done)
         total += left
         table.add_row(cell.name, f"{done}/{options.experiments}", f"{hours:.2f}", f"{left:.2f}")
@@ -261,6 +325,13 @@ def _print_estimates(chosen: Sequence[Cell], options: argparse.Namespace, overri
     table.add_row("all", "", "", f"{total:.2f}")
     table.caption = "from a few steps measured on this machine, one process; others at work make it longer"
     Console().print(table)
+
+
+def _number(overrides: dict[str, str], key: str, default: int) -> int:
+    try:
+        return int(overrides.get(key, default))
+    except ValueError as error:
+        raise InputError(f"--{key} must be an integer, got {overrides[key]}.") from error
 
 
 class Clock:
@@ -300,30 +371,34 @@ class Clock:
             cell: of `SHAPES`' datasets.
             overrides: flags of the fit.
         """
-        _, classes, _, train_count, test_count = SHAPES[cell.dataset]
+        _, classes, _, _, test_count = SHAPES[cell.dataset]
         images = classes * cell.ipc
-        networks = int(overrides.get("evaluation.num_networks", 20))
+        networks = _number(overrides, "evaluation.num_networks", 20)
         augmented = cell.dataset == "MNIST"
         default = 1000 if augmented else 300
-        epochs = int(overrides.get(f"evaluation.recipe.epochs{'_augmented' if augmented else ''}", default)) + 1
+        epochs = _number(overrides, f"evaluation.recipe.epochs{'_augmented' if augmented else ''}", default) + 1
         scored = sum(
             epochs * self._training(name, cell.dataset, images) + self._test(name, cell.dataset) * test_count / 256
             for name in pool(cell.pool, cell.network)
             if isinstance(name, str)
         )
         if cell.method != "DC":
-            whole = int(overrides.get("evaluation.whole_set_epochs", 20))
-            return networks * scored + whole * self._training(cell.network, cell.dataset, train_count)
-        iterations = int(overrides.get("trainer.max_epochs", 1000))
-        every = int(overrides.get("evaluation.every_n", 500 if cell.pool in ("S", "SS") else 0))
+            return networks * scored
+        iterations = _number(overrides, "trainer.max_epochs", 1000)
+        every = _number(overrides, "evaluation.every_n", 500 if cell.pool in ("S", "SS") else 0)
         evaluations = 2 + (-(-iterations // every) if every else 0)  # of random images too
         steps, inner = default_loops(cell.ipc)
-        steps = int(overrides.get("model.outer_steps", steps))
-        inner = int(overrides.get("model.inner_epochs", inner))
-        real = int(overrides.get("data.batch_real", 256))
+        steps = _number(overrides, "model.outer_steps", steps)
+        inner = _number(overrides, "model.inner_epochs", inner)
+        real = _number(overrides, "data.batch_real", 256)
         matching = classes * self._matching(cell.network, cell.dataset, real, cell.ipc)
         training = inner * self._training(cell.network, cell.dataset, images)
         return iterations * (steps * matching + (steps - 1) * training) + evaluations * networks * scored
+
+    def whole_set_seconds(self, cell: Cell, overrides: dict[str, str]) -> float:
+        """Estimated time of the network that selections start from; see `seconds`."""
+        epochs = _number(overrides, "evaluation.whole_set_epochs", 20)
+        return epochs * self._training(cell.network, cell.dataset, SHAPES[cell.dataset][3])
 
     def _matching(self, name: str, dataset: str, real: int, ipc: int) -> float:
         network, noise = self._network(name, dataset)

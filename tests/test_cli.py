@@ -124,7 +124,7 @@ def test_evaluate_takes_other_peoples_sets(form, capsys):
     assert results["columns"][0]["scores"][0]["n"] == (4 if form == "authors" else 2)
     if form == "authors":
         assert main([*command, "--experiment", "1"]) == 0
-        assert json.loads(Path("lightning_logs/version_1/results.json").read_text())["sets"] == 1
+        assert json.loads(Path("lightning_logs/version_1/results.json").read_text())["sources"][0]["method"]
         assert main([*command, "--experiment", "2"]) == 2
         assert "experiment must be in 0..1" in capsys.readouterr().err
 
@@ -150,7 +150,7 @@ def test_evaluate_pools_several_sets_and_refuses_mixed_ones(tiny_data, capsys):
         random_set(tiny_data, ipc, ord(name[0])).save(name)
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, b.pt]"]) == 0
     content = json.loads((RUN / "results.json").read_text())
-    assert content["sets"] == 2
+    assert len(content["sources"]) == 2
     assert len(content["columns"][0]["scores"][0]["accuracies"]) == 4
     capsys.readouterr()
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, c.pt]"]) == 2

@@ -30,8 +30,10 @@ def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="Con
         "outer_steps": ipc,
         "inner_epochs": 50 if ipc == 10 else 1,
         "lr_images": 0.1,
+        "features": network,
+        "epochs": 20,
     }
-    source |= {key: value for key, value in more.items() if key in source}
+    source |= {key: value for key, value in more.items() if key not in ("tested_on", "epochs", "recipe")}
     tested = more.get("tested_on", "ConvNet")
     epochs = more.get("epochs", 300)
     seeds = [1000 * seed + number for number in range(len(accuracies))]
@@ -44,7 +46,7 @@ def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="Con
         "source": source,
         "seed": seed,
         "columns": [{"name": method, "training_images": 10, "scores": [score]}],
-        "configuration": {"evaluation": {"features_network": network, "whole_set_epochs": 20}},
+        "configuration": {"evaluation": {"recipe": more.get("recipe", {})}},
     }
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(content))
@@ -67,6 +69,15 @@ def test_experiments_are_pooled_and_copies_count_once(tmp_path):
     assert row.paper == (70.5, 0.6)
 
 
+def test_the_same_seeds_with_other_accuracies_count_once(tmp_path):
+    """Such as from another machine."""
+    results(tmp_path / "a", accuracies=(0.7, 0.7))
+    results(tmp_path / "b", accuracies=(0.7, 0.8))
+    (row,), _, (problem,) = collect([tmp_path])
+    assert row.accuracy == (pytest.approx(70), pytest.approx(0))
+    assert f"'{tmp_path}/b/results.json' repeats seeds" in problem
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -77,6 +88,12 @@ def test_experiments_are_pooled_and_copies_count_once(tmp_path):
         ({"epochs": 50}, "51 test epochs"),
         ({"ipc": 10, "inner_epochs": 10}, "10 inner epochs"),
         ({"network": "MLP", "lr_images": 0.1}, "image lr 0.1"),
+        ({"outer_steps": 10, "inner_epochs": 50}, "10 outer steps, 50 inner epochs"),
+        ({"momentum_images": 0.9}, "momentum 0.9"),
+        ({"class": "Siamese"}, "by Siamese"),
+        ({"precision": "bf16-mixed"}, "precision bf16-mixed"),
+        ({"recipe": {"lr": 1.0}}, "evaluation lr 1.0"),
+        ({"tested_on": "ConvNetBN"}, "augmentation none"),
     ],
 )
 def test_departures_are_marked_and_not_pooled(change, said, tmp_path):
@@ -84,14 +101,16 @@ def test_departures_are_marked_and_not_pooled(change, said, tmp_path):
     results(tmp_path / "ours", seed=1, **change)
     rows, _, _ = collect([tmp_path])
     assert len(rows) == 2
-    assert {row.key.departures for row in rows} == {(), (said,)}
+    assert {", ".join(row.key.departures) for row in rows} == {"", said}
     assert any(said in table.markdown() for table in tables(rows))
 
 
 def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     results(tmp_path / "dc", accuracies=(0.7, 0.7), iteration=200)
     results(tmp_path / "random", method="random", accuracies=(0.5, 0.5))
-    results(tmp_path / "other", method="random", accuracies=(0.1, 0.1), epochs=10, seed=3)  # another recipe
+    results(tmp_path / "other", method="random", accuracies=(0.1,) * 5, epochs=10, seed=3)  # another recipe
+    results(tmp_path / "other_dc", accuracies=(0.3, 0.3), epochs=10, seed=4)
+    results(tmp_path / "third_dc", accuracies=(0.3, 0.3), epochs=20, seed=5)  # no random images by this one
     results(tmp_path / "herding", method="herding", accuracies=(0.6, 0.6))
     results(tmp_path / "whole", method="whole set", accuracies=(0.875,), epochs=19)
     rows, _, _ = collect([tmp_path])
@@ -99,6 +118,8 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     assert "| DC, 200 iterations | 70.0 ± 0.0 (n=2)<br>paper 70.5 ± 0.6 (-0.5) |" in markdown
     assert "| whole set, 20 epochs | 87.5 ± 0.0 (n=1)<br>paper 93.5 ± 0.1 (-6.0) |" in markdown
     assert "DC, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
+    assert "ConvNet, 11 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 | +20.0 |" in markdown
+    assert "ConvNet, 21 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 |  |" in markdown
     assert "herding, features after 20 epochs, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
 
 
@@ -109,7 +130,7 @@ def test_cells_that_were_not_run_stay_blank(tmp_path):
         results(tmp_path / distance, distance=distance)
     rows, _, _ = collect([tmp_path])
     markdown = "\n".join(table.markdown() for table in tables(rows))
-    assert "| LeNet |  | 71.0 ± 1.0 (n=2) |" in markdown
+    assert "| LeNet | 71.0 ± 1.0 (n=2) |  |" in markdown
     assert "| mse | 71.0 ± 1.0 (n=2) |" in markdown
     assert only(rows, distance="mse").paper is None
 
@@ -141,7 +162,7 @@ def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, monkeypatch, 
     Path("binary/results.json").write_bytes(bytes(range(256)))
     assert main(["report", ".", "--output", "report"]) == 0
     said = capsys.readouterr().err.splitlines()
-    for name in (*(set(broken) - {"no_source"}), "binary"):
+    for name in (*broken, "binary"):
         assert sum(f"'{name}/results.json'" in line for line in said) == 1, name
     assert "71.0 ± 1.0 (n=2)" in Path("report/report.md").read_text()
 
@@ -175,3 +196,11 @@ def test_bad_input_gets_one_sentence(words, said, tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr().err
     assert said in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_the_tables_of_the_readme_are_those_of_the_committed_results(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text((CONFIGS.parent / "README.md").read_text())
+    assert main(["report", str(CONFIGS), "--output", str(tmp_path / "report"), "--into", str(readme)]) == 0
+    assert readme.read_text() == (CONFIGS.parent / "README.md").read_text()
+    assert capsys.readouterr().err == ""
