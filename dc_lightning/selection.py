@@ -140,20 +140,22 @@ def whole_set_network(
         epochs: E + 1 of the recipe.
         seed: of the weights and the order of the batches.
         device: where to train.
-        folder: where trained networks are kept, one file for everything that bears on them.
+        folder: where trained networks are kept, one file for everything that bears on them. A training that is stopped
+            starts anew.
         progress: called with the share that is done, in [0, 1].
     """
     assert data.real is not None
+    rows = torch.arange(len(data.real.labels))
+    some = data.real.take(rows[:: max(len(rows) // 16, 1)]).cpu()  # tells datasets of one name and size apart
+    settings = {key: value for key, value in asdict(recipe).items() if not key.startswith("epochs")}
     identity = {
+        **settings,
+        "augmentation": [part_name(operation) for operation in recipe.augmentation_for(network, data)],
         "network": network,
-        "recipe": asdict(recipe),
         "epochs": epochs,
         "seed": seed,
-        "dataset": data.dataset_name,
-        "counts": data.real.counts(),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "image": [data.channels, *data.image_size],
+        "classes": data.class_names,
+        "images": hashlib.blake2b(some.numpy().tobytes() + data.real.labels.numpy().tobytes()).hexdigest(),
     }
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
     path = folder / f"{data.dataset_name}_{part_name(network)}_{epochs}_epochs_{digest}.pt"
@@ -162,7 +164,6 @@ def whole_set_network(
         if isinstance(content, dict) and content.get("format") == FORMAT:
             return WholeSetNetwork(content["state"], content["accuracy"], content["events"])
         raise InputError(f"'{path}' is not a network that was trained on the whole set; remove it to train one anew.")
-    rows = torch.arange(len(data.real.labels))
     counting = Forgetting(len(rows))
     accuracy, trained = train_and_test(
         *(data.real.take(rows), data.real.labels, network, data, recipe, seed, device, epochs - 1, counting, progress)

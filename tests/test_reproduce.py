@@ -19,7 +19,7 @@ from dc_lightning.results import write_results
 from dc_lightning.synthetic import load_synthetic
 
 TINY = [
-    *("--trainer.max_epochs", "30", "--trainer.accelerator", "cpu", "--data.batch_real", "8"),
+    *("--trainer.max_epochs", "60", "--trainer.accelerator", "cpu", "--data.batch_real", "8"),
     *("--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2", "--checkpoint.last_every_seconds", "0"),
 ]
 TWO_CELLS = ["reproduce", "T2", "--datasets", "Digits", "--rows", "ConvNetW32", "ConvNetW64", "--experiments", "1"]
@@ -65,6 +65,9 @@ def test_the_figures_are_those_of_the_protocol():
         (["table1", "--epochs", "3"], "--trainer.max_epochs"),
         (["table1", "--trainer.max_epochs"], "needs a value"),
         (["table1", "--model.ipc", "3"], "decided by the cells"),
+        (["table1", "--model.init_args.ipc", "3"], "decided by the cells"),
+        (["table1", "--config", "nowhere.yaml"], "no configuration file"),
+        (["table1", "--dry-run", "--trainer.max_epochs", "abc"], "must be an integer"),
         ([], "TABLE"),
     ],
 )
@@ -98,15 +101,31 @@ def test_an_estimate_adds_up_what_it_measures(monkeypatch):
     assert clock.seconds(cell, overrides) == pytest.approx(7 * (matching + training) + 2 * 2 * network)
 
 
+def start(folder, *more):
+    path = f"{Path(__file__).parent.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    words = [sys.executable, "-m", "dc_lightning", *TWO_CELLS, "--output", "out", *TINY, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, cwd=folder, env=environment, **pipes)
+
+
+def wait_until_at_work(process, folder):
+    """Until the checkpoint is from the middle of the run."""
+    deadline = time.monotonic() + 150
+    last = folder / "checkpoints/last.ckpt"
+    while not last.is_file() or not 2 < torch.load(last, weights_only=True)["epoch"]:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def children(process):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    return [int(pid) for pid in listed.split()]
+
+
 @pytest.mark.slow
 def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
-    def start(folder):
-        path = f"{Path(__file__).parent.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        words = [sys.executable, "-m", "dc_lightning", *TWO_CELLS, "--output", "out", *TINY]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(words, cwd=folder, env=environment, start_new_session=True, **pipes)
-
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         folder.mkdir()
@@ -115,12 +134,9 @@ def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     assert whole.returncode == 0, output
 
     process, second = start(folders[1]), folders[1] / "out/Digits_ipc1_ConvNetW64_ours_W/seed_0"
-    deadline = time.monotonic() + 150
-    while not (second / "checkpoints/last.ckpt").is_file():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    wait_until_at_work(process, second)
+    for pid in [process.pid, *children(process)]:
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
     first = folders[1] / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0/results.json"
     done_before = first.stat().st_mtime_ns
@@ -130,6 +146,8 @@ def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     assert again.returncode == 0, output
     assert "Digits_ipc1_ConvNetW32_ours_W, seed 0: is there" in output
     assert first.stat().st_mtime_ns == done_before
+    iterations = [int(number) for number in re.findall(r"outer iteration (\d+)/60", output)]
+    assert min(iterations) > 2  # it did not start anew
     for cell in ("ConvNetW32", "ConvNetW64"):
         ours, theirs = (folder / f"out/Digits_ipc1_{cell}_ours_W/seed_0" for folder in folders)
         assert torch.equal(*(load_synthetic(path / "synthetic.pt")[0].images for path in (ours, theirs)))
@@ -140,7 +158,38 @@ def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
             assert (ours / name).is_file()
     report = ["report", str(folders[1] / "out"), "--output", str(tmp_path / "report")]
     assert main(report) == 0
-    assert "ConvNetW64, 30 iterations, 8 real images" in (tmp_path / "report/report.md").read_text()
+    assert "ConvNetW64, 60 iterations, 8 real images" in (tmp_path / "report/report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_run_which_saves(signum, tmp_path):
+    process, first = start(tmp_path), tmp_path / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0"
+    wait_until_at_work(process, first)
+    (child,) = children(process)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert "the same command goes on" in output
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert "the run is saved" in (first / "errors.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_cell_at_which_another_process_is_still_at_work_is_left_alone(tmp_path):
+    process = start(tmp_path, "--trainer.max_epochs", "100000")
+    first = tmp_path / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0"
+    wait_until_at_work(process, first)
+    (orphan,) = children(process)
+    process.kill()
+    process.wait()  # its child has the pipe and goes on
+    again = start(tmp_path, "--trainer.max_epochs", "100000", "--rows", "ConvNetW32")
+    output, _ = again.communicate(timeout=60)
+    os.kill(orphan, signal.SIGKILL)
+    process.stdout.close()
+    assert again.returncode == 1
+    assert "another process is at work on it" in output
 
 
 @pytest.fixture
@@ -196,6 +245,79 @@ def test_other_settings_in_the_same_folder_are_named(fake_runs, capsys):
     assert main(words) == 1
     assert "trainer.max_epochs was 200, is not given" in capsys.readouterr().err
     assert len(fake_runs) == 1
+
+
+def test_a_checkpoint_is_gone_on_from(fake_runs, tmp_path):
+    words = ["reproduce", "T2", "--experiments", "1", "--output", "out", "--rows", "ConvNetW32"]
+    last = tmp_path / "out/MNIST_ipc1_ConvNetW32_ours_W/seed_0/checkpoints/last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert main(words) == 0
+    assert fake_runs[0][-2:] == ["--ckpt_path", str(last.relative_to(tmp_path))]
+
+
+def test_a_changed_configuration_file_is_another_setting(fake_runs, tmp_path, capsys):
+    words = [
+        "reproduce",
+        "T2",
+        "--experiments",
+        "1",
+        "--output",
+        "out",
+        "--rows",
+        "ConvNetW32",
+        "--config",
+        "mine.yaml",
+    ]
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 3}")
+    assert main(words) == 0
+    assert main(words) == 0
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 4}")
+    assert main(words) == 1
+    assert "config was mine.yaml" in capsys.readouterr().err
+    assert fake_runs[0][1:3] == ["--config", "mine.yaml"]  # before what the cell decides
+
+
+def test_a_dataset_of_ones_own_has_all_cells():
+    assert len(cells("table1", ["my.Data"])) == 12
+    assert len(cells("figure2", ["my.Data"])) == 1
+
+
+def test_a_network_of_the_whole_set_is_estimated_once(monkeypatch, capsys):
+    monkeypatch.setattr(
+        reproduce.Clock, "_time", lambda self, key, step, repeats=2: 3600 / 256 if key[0] == "train" else 0
+    )
+    words = ["reproduce", "table1", "--datasets", "Digits", "--ipc", "1", "--rows", "herding", "forgetting"]
+    fast = ["--evaluation.recipe.epochs", "0", "--evaluation.num_networks", "1", "--evaluation.whole_set_epochs", "2"]
+    assert main([*words, "--experiments", "1", "--dry-run", *fast]) == 0
+    hours = [float(number) for number in re.findall(r"\d+\.\d\d", capsys.readouterr().out)]
+    one_network = 3600 / 256 / 3600
+    whole = 2 * 1437 / 256 * 3600 / 256 / 3600
+    assert hours[0] == pytest.approx(one_network + whole, abs=0.01)
+    assert hours[2] == pytest.approx(one_network, abs=0.01)
+
+
+def test_the_configuration_of_a_cell_does_not_overwrite_its_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    words = [
+        "fit",
+        "--data",
+        "conftest.TinyData",
+        "--model.network",
+        "MLP",
+        "--trainer.logger.version",
+        "seed_0",
+        *TINY,
+    ]
+    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    folder = tmp_path / "lightning_logs/seed_0"
+    before = (folder / "results.json").read_bytes()
+    given = ["--config", str(folder / "config.yaml"), "--synthetic", str(folder / "synthetic.pt")]
+    assert main(["evaluate", *given]) == 2
+    assert "holds the results of a condensation" in capsys.readouterr().err
+    assert (folder / "results.json").read_bytes() == before
+    assert main(["evaluate", *given, "--trainer.logger.version", "again"]) == 0
 
 
 def test_selections_and_the_upper_bound_are_cells_too(fake_runs):

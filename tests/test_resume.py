@@ -136,7 +136,7 @@ def test_killed_there(where, count, whole, tmp_path):
 
 @pytest.mark.slow
 def test_soak_twenty_kills_at_random_moments(tmp_path):
-    long = [*ARGS, "--trainer.max_epochs", "150", "--evaluation.every_n", "10"]
+    long = [*ARGS, "--trainer.max_epochs", "400", "--evaluation.every_n", "20"]
     (tmp_path / "whole").mkdir()
     assert run(long, tmp_path / "whole") == 0
     moments, kills, steps = random.Random(0), 0, set()

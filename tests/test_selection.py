@@ -91,8 +91,9 @@ def test_a_network_of_the_whole_set_is_trained_once(tiny_data, tmp_path, monkeyp
 @pytest.mark.parametrize("change", ["epochs", "seed", "network", "data"])
 def test_another_network_of_the_whole_set_is_another_file(change, tiny_data, tmp_path):
     first = {"network": "MLP", "data": tiny_data, "epochs": 1, "seed": 0}
-    other = TinyData(per_class=11)
+    other = TinyData()
     other.setup()
+    other.real._images.images[0, 0, 0, 0] += 1  # the same name, classes and number of images
     second = {**first, **{"epochs": {"epochs": 2}, "seed": {"seed": 1}, "data": {"data": other}}.get(change, {})}
     if change == "network":
         second["network"] = {"class_path": "conftest.TinyNet", "init_args": {"width": 2}}
