@@ -72,12 +72,9 @@ def child(args, folder, where, count):
     sys.exit(main(args))
 
 
-def run(args, folder, where="", count=0, after=None):
+def run(args, folder, where="", count=0):
     process = context.Process(target=child, args=(args, str(folder), where, count))
     process.start()
-    process.join(after if after is not None else 120)
-    if after is not None and process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode
 
@@ -139,16 +136,21 @@ def test_soak_twenty_kills_at_random_moments(tmp_path):
     long = [*ARGS, "--trainer.max_epochs", "400", "--evaluation.every_n", "20"]
     (tmp_path / "whole").mkdir()
     assert run(long, tmp_path / "whole") == 0
-    moments, kills, steps = random.Random(0), 0, set()
+    moments, steps, last = random.Random(0), set(), tmp_path / RUN / "checkpoints/last.ckpt"
     assert run(long, tmp_path, "after a checkpoint write", 1) == -signal.SIGKILL
-    while kills < 20:
-        code = run([*long, "--ckpt_path", "last"], tmp_path, after=moments.uniform(0.7, 1.7))
-        if code == 0:  # the run was faster than the moment
-            break
-        assert code == -signal.SIGKILL
-        kills += 1
-        steps.add(torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"])
-    assert kills == 20
+    for _ in range(20):
+        before = last.stat().st_mtime_ns
+        process = context.Process(target=child, args=([*long, "--ckpt_path", "last"], str(tmp_path), "", 0))
+        process.start()
+        deadline = time.monotonic() + 60
+        while last.stat().st_mtime_ns == before:  # it is at work from here on
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        steps.add(torch.load(last, weights_only=True)["global_step"])
     assert len(steps) > 5  # it was killed at work, not at its start
     assert run([*long, "--ckpt_path", "last"], tmp_path) == 0
     assert_same(outcome(tmp_path), outcome(tmp_path / "whole"))
