@@ -41,6 +41,7 @@ def default_loops(ipc: int) -> tuple[int, int]:
     return ipc, math.floor(_INNER_EPOCHS[low] + share * (_INNER_EPOCHS[high] - _INNER_EPOCHS[low]) + 0.5)
 
 
+_CPU_CHUNK_SIZE = 64  # 1.3 times as fast as 256 at once with two threads, the same with one (ConvNet, 1x28x28)
 _MAY_CHANGE = ("real_chunk_size", "lr_images")  # on a resume: memory, and what a run that diverged needs
 
 
@@ -78,7 +79,8 @@ class CondensationModule(LightningModule):
         lr_network: learning rate of the inner loop.
         batch_synthetic: batch size of the inner loop.
         batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
-        real_chunk_size: real images a pass; None passes the whole batch. The result is the same, the memory smaller.
+        real_chunk_size: real images a pass; None passes the whole batch on a GPU, and 64 on the CPU, where what lies in
+            the cache is faster. The result is the same up to rounding; a small one needs little memory.
         seed: of every random draw.
 
     Raises:
@@ -260,7 +262,13 @@ class CondensationModule(LightningModule):
         Returns:
             Detached scalar, and the derivative with respect to ``synthetic``.
         """
-        return match_class(network, real, synthetic, label, self.distance, real_chunk_size=self.real_chunk_size)
+        return match_class(network, real, synthetic, label, self.distance, real_chunk_size=self.chunk_size)
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Real images a pass."""
+        on_cpu = _CPU_CHUNK_SIZE if self.device.type == "cpu" else None
+        return self.real_chunk_size or on_cpu
 
     def train_network(self, network: nn.Module, batch_idx: int) -> None:
         """The inner loop: plain SGD epochs on the detached synthetic set (paper, algorithm 1, line 11)."""

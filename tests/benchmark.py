@@ -1,0 +1,249 @@
+"""Times every part of a run against a plain version of the same mathematics, alternating in one run.
+
+    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--output benchmark.json]
+
+The plain version, in this file, is what anybody would write from the paper: class by class, whole batches, the system's
+own memory allocation, image-by-image augmentation with SciPy. Ours is what a run does by default. ConvNet, images of
+1x28x28 (random pixels: the time is the same), 256 real images a class. Both get the same inputs, and what they come to
+is compared. Prints a table, and writes JSON.
+"""
+
+import argparse
+import ctypes
+import json
+import statistics
+import time
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.ndimage import rotate as scipy_rotate
+from torch.nn.functional import conv2d, cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from dc_lightning.allocator import keep_freed_memory
+from dc_lightning.augmentation import augment, crop, rotate, scale
+from dc_lightning.condensation import CondensationModule
+from dc_lightning.data import CondensationDataModule
+from dc_lightning.evaluation import Recipe, train_and_test
+from dc_lightning.matching import network_gradient
+from dc_lightning.parts import make_network
+from dc_lightning.results import environment
+
+CLASSES, REAL, SHAPE = 10, 256, (1, 28, 28)
+
+
+def systems_allocation():
+    """What glibc does unless it is told otherwise."""
+    libc = ctypes.CDLL("libc.so.6")
+    for name, value in ((-4, 65536), (-1, 128 * 1024), (-2, 128 * 1024)):
+        libc.mallopt(name, value)
+
+
+def plain_gradient(network, images, label):
+    labels = torch.full((len(images),), label)
+    return torch.autograd.grad(cross_entropy(network(images), labels), list(network.parameters()))
+
+
+def plain_distance(synthetic, real):
+    total = 0.0
+    for first, second in zip(synthetic, real, strict=True):
+        if first.dim() > 1:
+            a, b = first.flatten(1), second.flatten(1)
+            total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+    return total
+
+
+def plain_matching_class(network, real, synthetic, label):
+    synthetic = synthetic.clone().requires_grad_()
+    target = plain_gradient(network, real, label)
+    labels = torch.full((len(synthetic),), label)
+    loss = cross_entropy(network(synthetic), labels)
+    ours = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+    return torch.autograd.grad(plain_distance(ours, target), synthetic)[0]
+
+
+def plain_augmentation(images, random):
+    """Image by image, as the authors' code does it."""
+    images, mean = images.numpy().copy(), images.mean(dim=(0, 2, 3)).numpy()
+    height, width = images.shape[2:]
+    for number, image in enumerate(images):
+        match random.choice(["crop", "scale", "rotate"]):
+            case "crop":
+                padded = np.pad(image - mean[:, None, None], ((0, 0), (4, 4), (4, 4))) + mean[:, None, None]
+                y, x = random.randint(0, 8, 2)
+                images[number] = padded[:, y : y + height, x : x + width]
+            case "scale":
+                h, w = (np.array([height, width]) * random.uniform(0.8, 1.2, 2)).astype(int)
+                rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
+                canvas = np.zeros((len(image), max(h, height), max(w, width)), image.dtype)
+                top, left = (canvas.shape[1] - h) // 2, (canvas.shape[2] - w) // 2
+                canvas[:, top : top + h, left : left + w] = image[:, rows][:, :, columns]
+                top, left = (canvas.shape[1] - height) // 2, (canvas.shape[2] - width) // 2
+                images[number] = canvas[:, top : top + height, left : left + width]
+            case "rotate":
+                turned = scipy_rotate(image, random.randint(-45, 45), axes=(-2, -1), cval=mean.mean())
+                top, left = (turned.shape[1] - height) // 2, (turned.shape[2] - width) // 2
+                images[number] = turned[:, top : top + height, left : left + width]
+    return torch.from_numpy(images)
+
+
+def plain_training(network, images, labels, steps, **sgd):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, **sgd)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def plain_accuracy(network, images, labels):
+    with torch.no_grad():
+        right = [(network(images[a : a + 256]).argmax(1) == labels[a : a + 256]) for a in range(0, len(images), 256)]
+    return float(torch.cat(right).float().mean())
+
+
+class Noise(CondensationDataModule):
+    """Random images of Fashion-MNIST's shape; as many to test as a quarter of its test set."""
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (CLASSES * REAL, *SHAPE), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(CLASSES).repeat(REAL)
+        return (images, labels), (images[:2500], labels[:2500]), [str(label) for label in range(CLASSES)]
+
+
+def fresh():
+    return make_network("ConvNet", SHAPE[0], CLASSES, SHAPE[1:], seed=0)
+
+
+def parts(ipc):
+    """Each part: what the plain version does, what ours does, each giving tensors to compare, and its name."""
+    data = Noise()
+    data.setup()
+    module = CondensationModule(ipc=ipc, inner_epochs=1)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
+    trainer.datamodule, module.trainer = data, trainer
+    module.setup("fit")
+    images, labels, network = module.images.detach(), module.labels, fresh()
+    real, rows = data.real.take(data.real.rows[3]), slice(3 * ipc, 4 * ipc)
+    steps = 5
+    recipe, whole = Recipe(epochs=steps - 1), {"momentum": 0.9, "weight_decay": 5e-4}
+    batches = [images] * (len(images) <= 256)
+
+    def our_inner_epoch():
+        trained = fresh()
+        module.train_network(trained, 0)
+        return list(trained.parameters())
+
+    def our_evaluation():
+        accuracy, trained = train_and_test(images, labels, "ConvNet", data, recipe, SEED, torch.device("cpu"))
+        return [torch.tensor(accuracy), *trained.parameters()]
+
+    def plain_evaluation():
+        trained = make_network("ConvNet", SHAPE[0], CLASSES, SHAPE[1:], seed=SEED)
+        parameters = plain_training(trained, images, labels, steps, **whole)
+        return [torch.tensor(plain_accuracy(trained, data._test.images, data._test_labels)), *parameters]
+
+    if ipc == 1:
+        yield (
+            "real gradient, 1 class",
+            lambda: plain_gradient(network, real, 3),
+            lambda: network_gradient(network, real, 3, chunk_size=module.chunk_size),
+        )
+    yield (
+        "matching, 1 class",
+        lambda: [plain_matching_class(network, real, images[rows], 3)],
+        lambda: [module.match(network, real, images[rows], 3)[1]],
+    )
+    if batches:
+        yield "inner loop, 1 epoch", lambda: plain_training(fresh(), images, labels, 1), our_inner_epoch
+        yield f"evaluation, {steps} epochs and 2,500 test images", plain_evaluation, our_evaluation
+
+
+SEED = 7
+
+
+def gigaflop(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
+def seconds(function):
+    begun = time.perf_counter()
+    found = function()
+    return time.perf_counter() - begun, found
+
+
+def compare(plain, ours, rounds):
+    """Medians of both, in turn, and the ratio; each with its own memory allocation."""
+    found = {"plain": [], "ours": []}
+    for number in range(rounds + 1):
+        for name, allocation, function in (("plain", systems_allocation, plain), ("ours", keep_freed_memory, ours)):
+            allocation()
+            took, _ = seconds(function)
+            if number:  # the first warms up
+                found[name].append(took)
+    ratios = sorted(a / b for a, b in zip(found["plain"], found["ours"], strict=True))
+    return statistics.median(found["plain"]), statistics.median(found["ours"]), ratios
+
+
+def convolution_rate():
+    """GFLOP/s of the largest convolution of the ConvNet, forward and backward, the best of several batches."""
+    best, weight = 0.0, torch.randn(128, 128, 3, 3, requires_grad=True)
+    for count in (32, 64, 128):
+        images = torch.randn(count, 128, 16, 16, requires_grad=True)
+        flop = 3 * 2 * count * 16 * 16 * 128 * 128 * 9
+
+        def step(images=images):
+            return torch.autograd.grad(conv2d(images, weight, padding=1).sum(), [images, weight])
+
+        step()
+        best = max(best, *(flop / seconds(step)[0] / 1e9 for _ in range(5)))
+    return best
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="benchmark.json")
+    options = parser.parse_args()
+    keep_freed_memory()
+    rate, rows = convolution_rate(), []
+    for ipc in options.ipc:
+        for name, plain, ours in parts(ipc):
+            difference = max(float((a - b).abs().max()) for a, b in zip(plain(), ours(), strict=True))
+            flop = gigaflop(ours)
+            slow, fast, ratios = compare(plain, ours, options.rounds)
+            rows.append([f"ipc {ipc}: {name}", slow, fast, ratios, flop / fast, difference])
+    random, generator = np.random.RandomState(0), torch.Generator().manual_seed(0)
+    for count in (10, 256):
+        images, operations = torch.randn(count, *SHAPE, generator=generator), [crop, scale, rotate]
+        slow, fast, ratios = compare(
+            lambda images=images: plain_augmentation(images, random),
+            lambda images=images, operations=operations: augment(images, operations, generator),
+            10 * options.rounds,
+        )
+        rows.append([f"augmentation of {count} images", slow, fast, ratios, 0.0, float("nan")])
+    table = Table(title=f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    for name in ("part", "plain, s", "ours, s", "ratio (least, most)", "GFLOP/s", "of the rate", "largest difference"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for name, slow, fast, ratios, speed, difference in rows:
+        middle = statistics.median(ratios)
+        shares = [f"{speed:.0f}", f"{100 * speed / rate:.0f} %"] if speed else ["", ""]
+        different = f"{difference:.1e}" if speed else ""
+        ratio = f"{middle:.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})"
+        table.add_row(name, f"{slow:.4f}", f"{fast:.4f}", ratio, *shares, different)
+    Console(width=150).print(table)
+    names = ("part", "plain_seconds", "seconds", "ratios", "gflop_per_second", "largest_difference")
+    content = {"convolution_gflop_per_second": rate, "parts": [dict(zip(names, row, strict=True)) for row in rows]}
+    with open(options.output, "w") as file:
+        json.dump({**content, **environment()}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
