@@ -1,6 +1,5 @@
 """``dc-lightning report FOLDER...``: tables in the paper's form out of results.json files, beside its figures."""
 
-import argparse
 import csv
 import io
 import re
@@ -9,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dc_lightning.condensation import default_loops
-from dc_lightning.errors import InputError
+from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation import POOLS, Recipe
 from dc_lightning.paper import DATASETS, METHODS, PROTOCOL, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
 from dc_lightning.parts import part_name
@@ -504,11 +503,6 @@ def _is_preferred(source: Mapping[str, Any]) -> tuple[bool, int]:
     return is_paper, int(source.get("iteration", 0))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}.")
-
-
 def main(words: Sequence[str]) -> int:
     """Runs ``dc-lightning report``.
 
@@ -521,7 +515,7 @@ def main(words: Sequence[str]) -> int:
     Raises:
         InputError: if a folder is not there, or nothing in it can be reported.
     """
-    parser = _Parser(
+    parser = OneSentenceParser(
         prog="dc-lightning report",
         description="Tables in the paper's form out of results.json files, ours beside the paper's figures.",
     )

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -23,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from dc_lightning.condensation import default_loops
 from dc_lightning.distance import layerwise_cosine
-from dc_lightning.errors import InputError
+from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation import pool
 from dc_lightning.matching import match_class
 from dc_lightning.networks import ImageSize
@@ -49,14 +48,9 @@ _MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "train
 _OF_THE_CELL = ("model.network", "model.ipc", "model.distance", "evaluation.networks", "data.class_path")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}.")
-
-
 def _parser() -> argparse.ArgumentParser:
     names = "\n".join(f"  {name:<9} {what}" for name, what in TABLES.items())
-    parser = _Parser(
+    parser = OneSentenceParser(
         prog="dc-lightning reproduce",
         description="Runs the cells of a table of the paper that are not there yet; stop it and start it as you like.",
         epilog=f"tables:\n{names}\n\nAny flag of `dc-lightning fit`, such as --data.root or --trainer.max_epochs, goes "
