@@ -46,6 +46,17 @@ class FailsOnRank(TinyData):
         return super().test_dataloader()
 
 
+class SlowToTest(TinyData):
+    """The first process takes longer to test than the others wait in a collective of Lightning's."""
+
+    seconds = 8
+
+    def test_dataloader(self):
+        if self.trainer.global_rank == 0:
+            time.sleep(self.seconds)
+        return super().test_dataloader()
+
+
 class NotesNetworks(pl.Callback):
     """Writes down what every rank's network looks like after every step and its inner loop."""
 
@@ -329,8 +340,8 @@ def test_a_signal_inside_an_evaluation_of_two_processes(one_process, tmp_path):
 def test_an_evaluation_may_outlast_the_time_out_of_the_processes(tmp_path):
     settings = '{"start_method": "fork", "timeout": "0:00:04"}'
     strategy = f'{{"class_path": "pytorch_lightning.strategies.DDPStrategy", "init_args": {settings}}}'
-    args = [*ARGS, "--trainer.devices", "2", "--trainer.strategy", strategy, "--evaluation.every_n", "0"]
-    one_long = ["--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "7000"]
+    args = [*ARGS, "--trainer.devices", "2", "--trainer.strategy", strategy, "--data", "test_distributed.SlowToTest"]
+    one = ["--evaluation.num_networks", "1", "--evaluation.every_n", "0", "--evaluation.baselines", "[]"]
     begun = time.monotonic()
-    assert run([*args, *one_long, "--evaluation.baselines", "[]"], tmp_path) == 0
-    assert time.monotonic() - begun > 6
+    assert run([*args, *one], tmp_path) == 0
+    assert time.monotonic() - begun > SlowToTest.seconds
