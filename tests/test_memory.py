@@ -1,0 +1,105 @@
+"""The memory of a matching step: that of one class, and of one chunk, however many there are."""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from dc_lightning.condensation import CondensationModule
+from dc_lightning.data import CondensationDataModule, RealImages
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc"),
+]
+context = multiprocessing.get_context("forkserver")
+
+
+class SameImages:
+    """Every class has the same images: a dataset of any number of classes in no memory."""
+
+    def __init__(self, count):
+        self.images = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    def take(self, rows):
+        return self.images[rows % len(self.images)]
+
+    def to(self, device):
+        return self
+
+    def __len__(self):
+        return len(self.images)
+
+
+class ManyClasses(CondensationDataModule):
+    def __init__(self, classes, batch_real):
+        super().__init__(batch_real=batch_real)
+        self.num_classes, self.channels, self.image_size = classes, 1, (28, 28)
+        self.class_names = tuple(map(str, range(classes)))
+        self.mean, self.std = (0.0,), (1.0,)
+
+    def load(self):
+        raise NotImplementedError
+
+    def setup(self, stage=None):
+        labels = torch.arange(self.num_classes).repeat_interleave(self.batch_real)
+        self.real = RealImages(SameImages(self.batch_real), labels, self.num_classes, self.batch_real)
+
+    def move(self, device):
+        pass
+
+
+def read(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+class PeakOfAStep(pl.Callback):
+    """Megabytes that the steps need at most above what there is before them."""
+
+    def on_train_batch_start(self, *_):
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        self.before = read("VmRSS")
+
+    def on_train_batch_end(self, *_):
+        self.peak = read("VmHWM") - self.before
+
+
+def measure(classes, batch_real, chunk, found):
+    torch.set_num_threads(1)
+    peak = PeakOfAStep()
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[peak],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = CondensationModule(network="ConvNetW32", ipc=1, real_chunk_size=chunk)
+    trainer.fit(module, datamodule=ManyClasses(classes, batch_real))
+    found.put(peak.peak)
+
+
+def peak(classes, batch_real, chunk):
+    found = context.SimpleQueue()
+    process = context.Process(target=measure, args=(classes, batch_real, chunk, found))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return found.get()
+
+
+def test_the_memory_of_a_step_does_not_grow_with_the_number_of_classes():
+    ten, hundred = peak(10, 64, 64), peak(100, 64, 64)
+    assert ten > 30  # what is measured is not nothing
+    assert hundred < 1.1 * ten
+
+
+def test_a_batch_in_chunks_needs_the_memory_of_a_chunk():
+    whole, chunks = peak(2, 512, 512), peak(2, 512, 32)
+    assert chunks < whole / 3
