@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -325,7 +326,8 @@ def tables(rows: Sequence[Row]) -> list[Matrix]:
             tested = [part_name(network) for network in POOLS[name]]
             shown = [row for row in here if row.key.tested_on in tested]
             shown = [row for row in shown if row.key.method != "DC" or row.key.network in _condensing(name)]
-            if len({row.key.tested_on for row in shown if row.key.ipc}) > 1:
+            times = Counter(row.made for row in shown if row.key.method not in ("random", "whole set"))
+            if any(count > 1 for count in times.values()):  # a set was tested on more than one
                 table = Matrix(
                     f"{dataset}, {ipc} per class: {title}, in %; rows make the set, columns train on it", "set"
                 )
