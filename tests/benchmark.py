@@ -216,7 +216,7 @@ def main():
     rate, rows = convolution_rate(), []
     for ipc in options.ipc:
         for name, plain, ours in parts(ipc):
-            difference = max(float((a - b).abs().max()) for a, b in zip(plain(), ours(), strict=True))
+            difference = max(float((a - b).detach().abs().max()) for a, b in zip(plain(), ours(), strict=True))
             flop = gigaflop(ours)
             slow, fast, ratios = compare(plain, ours, options.rounds)
             rows.append([f"ipc {ipc}: {name}", slow, fast, ratios, flop / fast, difference])
