@@ -1,6 +1,5 @@
 """Checkpoints: whole files, often enough, and before a signal ends the run."""
 
-import io
 import os
 import shlex
 import signal
@@ -21,7 +20,7 @@ from torch import distributed
 
 from dc_lightning.condensation import CondensationModule
 from dc_lightning.errors import InputError
-from dc_lightning.synthetic import write_whole
+from dc_lightning.synthetic import save_whole
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -49,9 +48,7 @@ class _WholeFiles(TorchCheckpointIO):
     """Checkpoints that are there whole or not at all: a run that is killed while writing keeps the older one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(path, buffer.getvalue())
+        save_whole(path, checkpoint)
 
 
 class Checkpoints(ModelCheckpoint):

@@ -9,20 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from dc_lightning.condensation import default_loops
+from dc_lightning.data import MNIST
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation import POOLS, Recipe
 from dc_lightning.paper import DATASETS, METHODS, PROTOCOL, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
-from dc_lightning.parts import part_name
+from dc_lightning.parts import Spec, part_name
 from dc_lightning.results import read_results
+from dc_lightning.selection import Method
 from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
 
-SELECTIONS = ("herding", "k-center", "forgetting")
+SELECTIONS = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,9 @@ def _scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], is
         found.insert(0, f"{epochs + 1} epochs")
     elif epochs != (default.epochs_augmented if augmentation else default.epochs):
         found.append(f"{epochs + 1} test epochs")
-    usual = ["crop", "scale", "rotate"] if content["dataset"] == "MNIST" else []
-    usual = [part_name(name) for name in default.augmentation_by_network.get(score["network"], usual)]
-    if augmentation != usual:
+    usual: Sequence[Spec] = MNIST.augmentation if content["dataset"] == "MNIST" else []
+    usual = default.augmentation_by_network.get(score["network"], usual)
+    if augmentation != [part_name(name) for name in usual]:
         found.append(f"augmentation {'+'.join(augmentation) or 'none'}")
     return found
 

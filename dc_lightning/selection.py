@@ -7,7 +7,6 @@ Plain torch on tensors; ties go to the lower row.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Recipe, train_and_test
 from dc_lightning.parts import Spec, make_network, part_name
-from dc_lightning.synthetic import SyntheticSet, read_tensors, write_whole
+from dc_lightning.synthetic import SyntheticSet, read_tensors, save_whole
 
 Method = Literal["herding", "k-center", "forgetting"]
 FORMAT = "dc_lightning whole-set network 1"
@@ -169,9 +168,7 @@ def whole_set_network(
         *(data.real.take(rows), data.real.labels, network, data, recipe, seed, device, epochs - 1, counting, progress)
     )
     found = WholeSetNetwork({k: v.cpu() for k, v in trained.state_dict().items()}, accuracy, counting.events())
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **vars(found), "identity": json.dumps(identity)}, buffer)
-    write_whole(path, buffer.getvalue())
+    save_whole(path, {"format": FORMAT, **vars(found), "identity": json.dumps(identity)})
     return found
 
 

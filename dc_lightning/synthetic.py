@@ -113,8 +113,8 @@ class SyntheticSet(Dataset):
 
     def save(self, path: str | Path) -> None:
         """Writes tensors and plain values only: `torch.load` reads it with ``weights_only=True``."""
-        buffer = io.BytesIO()
-        torch.save(
+        save_whole(
+            path,
             {
                 "format": FORMAT,
                 "images": self.images.cpu().contiguous(),
@@ -124,9 +124,7 @@ class SyntheticSet(Dataset):
                 "class_names": list(self.class_names),
                 "source": self.source,
             },
-            buffer,
         )
-        write_whole(path, buffer.getvalue())
 
     def export(self, folder: str | Path) -> None:
         """Writes a folder of PNG files in ImageFolder layout, and the normalisation as JSON.
@@ -152,6 +150,13 @@ def _folder_name(label: int, class_names: Sequence[str]) -> str:
     digits = len(str(max(len(class_names) - 1, 1)))
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in class_names[label])
     return f"{label:0{digits}d}_{name}"
+
+
+def save_whole(path: str | Path, content: Any) -> None:
+    """`torch.save` by `write_whole`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
