@@ -49,6 +49,25 @@ def test_classifier_sizes(name, features_28, features_32):
     assert factory(3, 10, (32, 32)).classifier.in_features == features_32
 
 
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (6, 10), (7, 8), (8, 7), (2, 128)])
+def test_average_pooling_is_that_of_torch_in_all_derivatives(size):
+    torch.manual_seed(0)
+    images = torch.randn(3, 2, *size, dtype=torch.float64, requires_grad=True)
+    pooled = networks.AveragePooling()(images)
+    torch.testing.assert_close(pooled, nn.functional.avg_pool2d(images, 2), rtol=0, atol=1e-15)
+    assert torch.autograd.gradcheck(networks.AveragePooling(), images)
+    assert torch.autograd.gradgradcheck(networks.AveragePooling(), images)
+
+
+def test_average_pooling_after_a_test_loop_can_still_be_trained_through():
+    networks._pooling_matrix.cache_clear()
+    with torch.inference_mode():
+        networks.AveragePooling()(torch.ones(1, 1, 4, 4))
+    images = torch.ones(1, 1, 4, 4, requires_grad=True)
+    networks.AveragePooling()(images).sum().backward()
+    assert torch.equal(images.grad, torch.full((1, 1, 4, 4), 0.25))
+
+
 def test_average_pooling_replaces_strides():
     strides = [m.stride for m in networks.ResNet18_AP(3, 10, (32, 32)).modules() if isinstance(m, nn.Conv2d)]
     assert set(strides) == {(1, 1)}
