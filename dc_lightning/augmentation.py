@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, pad
+from torch.nn.functional import grid_sample
 
 Operation = Callable[[Tensor, torch.Generator, Tensor], Tensor]
 
@@ -41,7 +41,7 @@ def augment(images: Tensor, operations: Sequence[Operation], generator: torch.Ge
         rows = torch.nonzero(choice == number).flatten()
         if len(rows):
             rows = rows.to(images.device, non_blocking=True)
-            augmented[rows] = operation(images[rows], generator, mean)
+            augmented.index_copy_(0, rows, operation(images.index_select(0, rows), generator, mean))
     return augmented
 
 
@@ -57,12 +57,11 @@ def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
         float, ``(n, C, H, W)``.
     """
     count, _, height, width = images.shape
-    fill = mean.view(1, -1, 1, 1)
-    padded = pad(images - fill, [_CROP_PADDING] * 4) + fill
-    offsets = torch.randint(2 * _CROP_PADDING, (2, count, 1), generator=generator).to(images.device, non_blocking=True)
-    rows = offsets[0] + torch.arange(height, device=images.device)
-    columns = offsets[1] + torch.arange(width, device=images.device)
-    return _gather(padded, rows[:, :, None], columns[:, None, :])
+    top, left = torch.randint(2 * _CROP_PADDING, (2, count), generator=generator).to(images.device, non_blocking=True)
+    padded = mean.view(1, -1, 1, 1).repeat(count, 1, height + 2 * _CROP_PADDING, width + 2 * _CROP_PADDING)
+    padded[:, :, _CROP_PADDING:-_CROP_PADDING, _CROP_PADDING:-_CROP_PADDING] = images
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count, device=images.device), :, top, left]
 
 
 def scale(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def scale(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     Where the authors' code scales the height for both sides (its images are square), each side scales itself.
     Arguments and result as in `crop`.
     """
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     factors = 1 - _SCALE + 2 * _SCALE * torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
     scaled = (factors * torch.tensor([height, width]).view(2, 1, 1)).long()
     canvas = scaled.amax(dim=0).clamp(min=max(height, width))  # a square that holds the image before and after
@@ -80,8 +79,9 @@ def scale(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
         position = torch.arange(size) + (canvas - size) // 2 - (canvas - sides) // 2
         insides.append(((position >= 0) & (position < sides)).to(images.device, non_blocking=True))
         sources.append((position * size // sides).clamp(0, size - 1).to(images.device, non_blocking=True))
-    resized = _gather(images, sources[0][:, :, None], sources[1][:, None, :])
-    return resized * (insides[0][:, None, :, None] & insides[1][:, None, None, :])
+    pixels = (sources[0][:, :, None] * width + sources[1][:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    resized = images.flatten(2).gather(2, pixels).view(images.shape)
+    return resized.mul_(insides[0][:, None, :, None]).mul_(insides[1][:, None, None, :])
 
 
 def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
@@ -96,9 +96,10 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     table = _rotations(height, width, images.device, images.dtype)
     rows = angles + _ROTATION
     coefficients = table.spline_rows @ images @ table.spline_columns.T
-    taps = grid_sample(coefficients, table.positions[rows], padding_mode="reflection", align_corners=True)
-    rotated = (taps.view(count, channels, 4, height, width) * table.weights[rows][:, None]).sum(dim=2)
-    return torch.where(table.inside[rows][:, None], rotated, mean.mean())
+    positions, weights, inside = (part.index_select(0, rows) for part in table[:3])
+    taps = grid_sample(coefficients, positions, padding_mode="border", align_corners=True)
+    rotated = (taps.view(count, channels, 4, height, width) * weights[:, None]).sum(dim=2)
+    return torch.where(inside[:, None], rotated, mean.mean())
 
 
 class _Rotations(NamedTuple):
@@ -111,8 +112,8 @@ class _Rotations(NamedTuple):
     positions: Tensor  # (angles, 4 * height, width, 2), x and y in [-1, 1], of the four interpolations
     weights: Tensor  # (angles, 4, height, width)
     inside: Tensor  # (angles, height, width)
-    spline_rows: Tensor  # (height, height)
-    spline_columns: Tensor  # (width, width)
+    spline_rows: Tensor  # (height + 2, height), to the coefficients with their mirror images
+    spline_columns: Tensor  # (width + 2, width)
 
 
 @lru_cache(maxsize=16)
@@ -145,13 +146,13 @@ def _rotations(height: int, width: int, device: torch.device, dtype: torch.dtype
 
 
 def _linear_taps(source: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """The two linear interpolations that make a cubic B-spline, as (position in [-1, 1], weight)."""
+    """The two linear interpolations that make a cubic B-spline, as (position in [-1, 1] of `_spline_matrix`, weight)."""
     first = source.floor()
     t = source - first
     weights = [w / 6 for w in ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)]
     low, high = weights[0] + weights[1], weights[2] + weights[3]
     positions = first - 1 + weights[1] / low, first + 1 + weights[3] / high
-    return [(2 * at / max(size - 1, 1) - 1, weight) for at, weight in zip(positions, (low, high), strict=True)]
+    return [(2 * (at + 1) / (size + 1) - 1, weight) for at, weight in zip(positions, (low, high), strict=True)]
 
 
 def noise(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
@@ -159,16 +160,11 @@ def noise(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     return images + _NOISE * torch.randn(images.shape, generator=generator).to(images.device, non_blocking=True)
 
 
-def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pixels of each image at its own rows and columns, both broadcast to ``(n, height, width)``."""
-    each = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[each, :, rows, columns].permute(0, 3, 1, 2)
-
-
 def _spline_matrix(size: int) -> Tensor:
-    """Takes ``size`` samples to the coefficients of the cubic B-spline through them, mirrored at the ends; float64."""
+    """Takes ``size`` samples to the coefficients -1..size of the cubic B-spline through them, mirrored at the ends."""
+    mirrored = [size - 1 - abs(size - 1 - abs(row)) if size > 1 else 0 for row in range(-1, size + 1)]
     matrix = torch.eye(size, dtype=torch.float64) * 4
-    for row in range(size if size > 1 else 0):
-        for neighbour in (row - 1, row + 1):
-            matrix[row, size - 1 - abs(size - 1 - abs(neighbour))] += 1
-    return torch.linalg.inv(matrix / 6) if size > 1 else torch.ones(1, 1, dtype=torch.float64)
+    for row in range(size):
+        for neighbour in (mirrored[row], mirrored[row + 2]):
+            matrix[row, neighbour] += 1
+    return torch.linalg.inv(matrix / 6)[mirrored]
