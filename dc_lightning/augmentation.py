@@ -146,7 +146,7 @@ def _rotations(height: int, width: int, device: torch.device, dtype: torch.dtype
 
 
 def _linear_taps(source: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """The two linear interpolations that make a cubic B-spline, as (position in [-1, 1] of `_spline_matrix`, weight)."""
+    """The two linear interpolations that make a cubic B-spline: position in [-1, 1] of `_spline_matrix`, and weight."""
     first = source.floor()
     t = source - first
     weights = [w / 6 for w in ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)]
