@@ -10,9 +10,10 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dc_lightning.compilation import compiled
 from dc_lightning.data import CondensationDataModule, RealImages
 from dc_lightning.errors import InputError
-from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class
+from dc_lightning.matching import Forward, freeze_batch_norm, has_batch_norm, match_class, match_classes
 from dc_lightning.parts import Spec, as_spec, check_network, find_distance, make_network
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet, read_tensors
@@ -42,7 +43,10 @@ def default_loops(ipc: int) -> tuple[int, int]:
 
 
 _CPU_CHUNK_SIZE = 64  # 1.3 times as fast as 256 at once with two threads, the same with one (ConvNet, 1x28x28)
-_MAY_CHANGE = ("real_chunk_size", "lr_images")  # on a resume: memory, and what a run that diverged needs
+_MAY_CHANGE = (
+    *("real_chunk_size", "batch_classes"),  # on a resume: memory and speed,
+    "lr_images",  # and what a run that diverged needs
+)
 
 
 def require_checkpoint(path: Path) -> dict[str, Any]:
@@ -81,6 +85,8 @@ class CondensationModule(LightningModule):
         batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
         real_chunk_size: real images a pass; None passes the whole batch on a GPU, and 64 on the CPU, where what lies in
             the cache is faster. The result is the same up to rounding; a small one needs little memory.
+        batch_classes: match all classes in one pass instead of one by one: fewer and larger operations, for a GPU, at
+            the memory of all classes. The result is the same up to rounding.
         seed: of every random draw.
 
     Raises:
@@ -104,6 +110,7 @@ class CondensationModule(LightningModule):
         batch_synthetic: int = 256,
         batch_norm_images: int = 16,
         real_chunk_size: int | None = None,
+        batch_classes: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -129,9 +136,10 @@ class CondensationModule(LightningModule):
         self.inner_epochs = default_epochs if inner_epochs is None else inner_epochs
         self.lr_images, self.momentum_images, self.lr_network = lr_images, momentum_images, lr_network
         self.batch_synthetic, self.batch_norm_images = batch_synthetic, batch_norm_images
-        self.real_chunk_size = real_chunk_size
+        self.real_chunk_size, self.batch_classes = real_chunk_size, batch_classes
         # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
         self._unregistered: dict[str, nn.Module] = {}
+        self._forward: Forward | None = None
         self._resumed_network: dict[str, Tensor] | None = None
         self._losses = torch.zeros(())  # sum over classes and the steps of this outer iteration
         self._steps = 0
@@ -189,15 +197,7 @@ class CondensationModule(LightningModule):
                 freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
 
         self._losses = self._losses.to(self.device)
-        loss = torch.zeros_like(self._losses)
-        derivative = torch.zeros_like(self.images)
-        for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
-            rows = slice(label * self.ipc, (label + 1) * self.ipc)
-            real = batch.draw(label, self._generator("real", batch_idx, label)).to(self.images.dtype)
-            with self._seeded("match", batch_idx, label):
-                distance, derivative[rows] = self.match(network, real, self.images[rows], label)
-            loss += distance
-
+        loss, derivative = self._match(network, batch, batch_idx)
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
@@ -208,6 +208,29 @@ class CondensationModule(LightningModule):
         if batch_idx < self.outer_steps - 1:
             with self._seeded("train", batch_idx):
                 self.train_network(network, batch_idx)
+
+    def _match(self, network: nn.Module, batch: RealImages, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Sum of the distances of this process' classes, and its derivative with respect to all images."""
+        loss, derivative = torch.zeros_like(self._losses), torch.zeros_like(self.images)
+        by_class = derivative.view(self.data.num_classes, self.ipc, *derivative.shape[1:])  # the same memory
+        synthetic = self.images.detach().view_as(by_class)
+        by_size: dict[int, list[tuple[int, Tensor]]] = {}  # classes that can go together
+        for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
+            real = batch.draw(label, self._generator("real", batch_idx, label)).to(self.images.dtype)
+            if self.batch_classes:
+                by_size.setdefault(len(real), []).append((label, real))
+                continue
+            with self._seeded("match", batch_idx, label):
+                distance, by_class[label] = self.match(network, real, synthetic[label], label)
+            loss += distance
+        for group in by_size.values():
+            numbers, reals = zip(*group, strict=True)
+            labels = torch.tensor(numbers).to(self.device, non_blocking=True)
+            with self._seeded("match", batch_idx, *numbers):
+                distances, derivatives = self.match_classes(network, torch.stack(reals), synthetic[labels], labels)
+            by_class.index_copy_(0, labels, derivatives.to(by_class.dtype))
+            loss += distances.sum()
+        return loss, derivative
 
     @property
     def matching_loss(self) -> Tensor:
@@ -262,7 +285,23 @@ class CondensationModule(LightningModule):
         Returns:
             Detached scalar, and the derivative with respect to ``synthetic``.
         """
-        return match_class(network, real, synthetic, label, self.distance, real_chunk_size=self.chunk_size)
+        forward = self._compiled(network)
+        chunk_size = self.chunk_size
+        return match_class(network, real, synthetic, label, self.distance, real_chunk_size=chunk_size, forward=forward)
+
+    def match_classes(
+        self, network: nn.Module, real: Tensor, synthetic: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`match` of several classes at once, for ``batch_classes``; see `dc_lightning.matching.match_classes`."""
+        return match_classes(network, real, synthetic, labels, self.distance, real_chunk_size=self.chunk_size)
+
+    def _compiled(self, network: nn.Module) -> Forward:
+        """The network of this outer iteration, compiled if that is switched on."""
+        if network is not self._unregistered.get("network"):
+            return compiled(network, self.device)
+        if self._forward is None:
+            self._forward = compiled(network, self.device)
+        return self._forward
 
     @property
     def chunk_size(self) -> int | None:
@@ -273,13 +312,14 @@ class CondensationModule(LightningModule):
     def train_network(self, network: nn.Module, batch_idx: int) -> None:
         """The inner loop: plain SGD epochs on the detached synthetic set (paper, algorithm 1, line 11)."""
         network.train()
+        forward = self._compiled(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
         images, generator = self.images.detach(), self._generator("inner", batch_idx)
         for _ in range(self.inner_epochs):
             order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
             for rows in order.split(self.batch_synthetic):
                 optimizer.zero_grad()
-                cross_entropy(network(images[rows]), self.labels[rows]).backward()
+                cross_entropy(forward(images[rows]), self.labels[rows]).backward()
                 optimizer.step()
 
     def _generator(self, purpose: str, batch_idx: int, *label: int) -> torch.Generator:
@@ -307,6 +347,7 @@ class CondensationModule(LightningModule):
                 network.load_state_dict(self._resumed_network)
             self._resumed_network = None
             self._unregistered["network"] = network.to(self.device, self.images.dtype)
+            self._forward = None
         return self._unregistered["network"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

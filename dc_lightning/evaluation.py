@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from dc_lightning.augmentation import Operation, augment
+from dc_lightning.compilation import compiled
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.networks import NAMES
@@ -212,6 +213,14 @@ class ClassifierModule(LightningModule):
             self.network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
 
+    def on_train_start(self) -> None:
+        """Compiles the network if that is switched on."""
+        self._forward = compiled(self.network, self.device)
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        self._forward = compiled(self.network, self.device)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Drops learning rate and momentum buffers where the recipe says."""
         if batch_idx == self.lr_drop_step:
@@ -225,7 +234,7 @@ class ClassifierModule(LightningModule):
         images, labels, rows = batch
         if self.operations:
             images = augment(images, self.operations, self.generator)
-        logits = self.network(images)
+        logits = self._forward(images)
         if self.observe:
             self.observe(rows, logits, labels)
         if self.progress and time.monotonic() - self._said_at > 1:
@@ -236,7 +245,7 @@ class ClassifierModule(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts what is classified right."""
         images, labels = batch
-        self.accuracy.update(self.network(images), labels)
+        self.accuracy.update(self._forward(images), labels)
 
 
 @contextmanager

@@ -2,6 +2,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import GOLDEN, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dc_lightning import condensation, networks
 from dc_lightning.condensation import CondensationModule, default_loops
@@ -148,6 +149,82 @@ def test_real_init_with_too_few_images_names_the_classes(tmp_path):
 def test_a_network_that_cannot_take_the_images_is_found_before_the_run(tmp_path):
     with pytest.raises(InputError, match="VGG11 cannot take images of 1x6x6"):
         condense(tmp_path, network="VGG11")
+
+
+class Uneven(TinyData):
+    """A class of fewer images than a batch has."""
+
+    def load(self):
+        (images, labels), test, names = super().load()
+        keep = torch.ones(len(labels), dtype=torch.bool)
+        keep[torch.nonzero(labels == 1).flatten()[3:]] = False
+        return (images[keep], labels[keep]), test, names
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("network", ["MLP", "ConvNetD1"])
+def test_all_classes_in_one_pass_learn_the_same_images(network, chunk, tmp_path):
+    settings = {"network": network, "data": Uneven(batch_real=5), "real_chunk_size": chunk}
+    one_by_one = condense(tmp_path, **settings)
+    together = condense(tmp_path, **settings, batch_classes=True)
+    torch.testing.assert_close(together.images, one_by_one.images, atol=2e-4, rtol=0)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, and those that make the host wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.waiting = 0, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        self.count += 1
+        if name in self.WAITING:
+            self.waiting.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch_classes", [False, True])
+@pytest.mark.parametrize("network", ["MLP", "ConvNetD1", "ConvNetBN"])
+def test_a_step_never_makes_the_host_wait(network, batch_classes, tmp_path):
+    counted = []
+
+    class Counted(CondensationModule):
+        def training_step(self, batch, batch_idx):
+            with Operations() as operations:
+                super().training_step(batch, batch_idx)
+            counted.append(operations)
+
+    module = Counted(network=network, ipc=2, inner_epochs=1, batch_classes=batch_classes)
+    trainer(tmp_path, 2).fit(module, datamodule=TinyData(size=(8, 8)))
+    assert len(counted) == 4
+    assert all(operations.count > 50 for operations in counted)
+    assert [operations.waiting for operations in counted] == [[]] * 4
+
+
+def test_operations_that_wait_are_seen():
+    with Operations() as operations:
+        torch.ones(2).sum().item()
+        torch.ones(2).nonzero()
+    assert operations.waiting == ["_local_scalar_dense", "nonzero"]
+
+
+def test_one_pass_over_all_classes_needs_fewer_operations(tmp_path):
+    counts = {}
+    for batch_classes in (False, True):
+
+        class Counted(CondensationModule):
+            def training_step(self, batch, batch_idx):
+                with Operations() as operations:
+                    super().training_step(batch, batch_idx)
+                counts[self.batch_classes] = operations.count
+
+        module = Counted(network="ConvNetD1", batch_classes=batch_classes)
+        trainer(tmp_path, 1).fit(module, datamodule=TinyData(classes=10))
+    assert counts[True] < counts[False] / 4
 
 
 def test_no_number_stops_the_run_and_names_the_iteration(tmp_path):

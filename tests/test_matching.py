@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dc_lightning import distance, networks
-from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class, network_gradient
+from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class, match_classes, network_gradient
 
 CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in distance.NAMES]
 
@@ -24,6 +24,22 @@ def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name
     ]
     assert_golden([float(value) for value, _ in results], entry[name]["distance_per_class"])
     assert_golden_summary(torch.cat([derivative for _, derivative in results]), entry[name]["image_grad"])
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize(
+    ("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}"
+)
+def test_all_classes_in_one_pass_are_those_of_the_authors_code(entry, name, chunk):
+    channels, size = entry["channels"], entry["size"]
+    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
+    if has_batch_norm(network):
+        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
+    real, synthetic = normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+    pairs, labels = synthetic.view(3, 2, *synthetic.shape[1:]), torch.arange(3)
+    distances, derivatives = match_classes(network, real, pairs, labels, getattr(distance, name), real_chunk_size=chunk)
+    assert_golden(distances.tolist(), entry[name]["distance_per_class"])
+    assert_golden_summary(derivatives.flatten(0, 1), entry[name]["image_grad"])
 
 
 class Smooth(nn.Module):

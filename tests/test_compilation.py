@@ -1,0 +1,91 @@
+"""Compiled networks give what others give; without a compiler a run goes on."""
+
+import shutil
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TinyData
+
+from dc_lightning import compilation
+from dc_lightning.compilation import compile_networks, compiled
+from dc_lightning.condensation import CondensationModule
+from dc_lightning.evaluation import Recipe, train_and_test
+from dc_lightning.parts import make_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _off_again():
+    compilation._works.cache_clear()
+    yield
+    compile_networks(False)
+    compilation._works.cache_clear()
+
+
+def condense(tmp_path, network):
+    module = CondensationModule(network=network, ipc=2, inner_epochs=1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=TinyData(size=(8, 8)))
+    return module.images.detach()
+
+
+def evaluate(network):
+    data = TinyData(size=(8, 8))
+    data.setup()
+    rows = torch.cat(data.real.rows)
+    return train_and_test(
+        data.real.take(rows), data.real.labels[rows], network, data, Recipe(epochs=20), seed=0, device=CPU
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_a_compiled_run_comes_to_the_same(tmp_path):
+    network = {"class_path": "dc_lightning.networks.ConvNet", "init_args": {"width": 8, "depth": 2}}
+    images, (accuracy, trained) = condense(tmp_path, network), evaluate(network)
+    compile_networks()
+    calls = []
+    original = torch.compile
+    torch.compile = lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs)
+    try:
+        torch.testing.assert_close(condense(tmp_path, network), images, atol=2e-4, rtol=0)
+        found, again = evaluate(network)
+    finally:
+        torch.compile = original
+    assert compilation._works("cpu")
+    assert len(calls) > 3  # the trial, two outer iterations, the evaluation
+    assert found == pytest.approx(accuracy, abs=0.05)
+    for a, b in zip(trained.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+    assert all("_orig_mod" not in name for name in again.state_dict())
+
+
+def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
+    plain = condense(tmp_path, "MLP")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nwas found in the following places")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compile_networks()
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(no C\+\+ compiler\); going on without"):
+        images = condense(tmp_path, "MLP")
+    assert torch.equal(images, plain)
+    assert evaluate("MLP")[0] >= 0  # a second warning would be an error here
+
+
+def test_it_is_off_unless_it_is_switched_on(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    network, images = make_network("MLP", 1, 3, (6, 6), 0), torch.randn(2, 1, 6, 6)
+    assert torch.equal(compiled(network, CPU)(images), network(images))
