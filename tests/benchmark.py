@@ -1,22 +1,29 @@
 """Times every part of a run against a plain version of the same mathematics, alternating in one run.
 
-    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--output benchmark.json]
+    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--compile] [--output benchmark.json]
 
 The plain version, in this file, is what anybody would write from the paper: PyTorch's own layers, class by class, whole
 batches, the system's own memory allocation, image-by-image augmentation with SciPy. Ours is what a run does by default.
 ConvNet, images of 1x28x28 (random pixels: the time is the same), 256 real images a class. Both get the same inputs, and
-what they come to is compared. Prints a table, and writes JSON.
+what they come to is compared. With --compile ours is also timed with compiled networks. Then what Lightning costs: the
+time between two matching steps with progress bar, TensorBoard and checkpoints on. Prints a table, and writes JSON.
 """
 
 import argparse
+import contextlib
 import ctypes
+import io
+import itertools
 import json
+import re
 import statistics
+import tempfile
 import time
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import rotate as scipy_rotate
@@ -26,11 +33,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dc_lightning.allocator import keep_freed_memory
 from dc_lightning.augmentation import augment, crop, rotate, scale
+from dc_lightning.checkpoints import Checkpoints
+from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning.condensation import CondensationModule
 from dc_lightning.data import CondensationDataModule
-from dc_lightning.evaluation import Recipe, train_and_test
+from dc_lightning.evaluation import Recipe, _EpochBatches, train_and_test
 from dc_lightning.matching import network_gradient
 from dc_lightning.parts import make_network
+from dc_lightning.progress import RunProgress
 from dc_lightning.results import environment
 
 CLASSES, REAL, SHAPE = 10, 256, (1, 28, 28)
@@ -107,11 +117,11 @@ def plain_augmentation(images, random):
     return torch.from_numpy(images)
 
 
-def plain_training(network, images, labels, steps, **sgd):
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, **sgd)
-    for _ in range(steps):
+def plain_training(network, images, labels, batches, **sgd):
+    optimizer = torch.optim.SGD(network.parameters(), **sgd)
+    for rows in batches:
         optimizer.zero_grad()
-        cross_entropy(network(images), labels).backward()
+        cross_entropy(network(images[rows]), labels[rows]).backward()
         optimizer.step()
     return [parameter.detach().clone() for parameter in network.parameters()]
 
@@ -142,9 +152,10 @@ def parts(ipc):
     module.setup("fit")
     images, labels, network, plain = module.images.detach(), module.labels, our_network(), plain_network(0)
     real, rows = data.real.take(data.real.rows[3]), slice(3 * ipc, 4 * ipc)
-    steps = 5
-    recipe, whole = Recipe(epochs=steps - 1), {"momentum": 0.9, "weight_decay": 5e-4}
-    batches = [images] * (len(images) <= 256)
+    epochs = 10
+    recipe = Recipe(epochs=epochs - 1)
+    inner_order = torch.randperm(len(images), generator=module._generator("inner", 0)).split(256)
+    outer_order = list(_EpochBatches(len(images), 256, epochs, SEED))
 
     def our_inner_epoch():
         trained = our_network()
@@ -157,23 +168,30 @@ def parts(ipc):
 
     def plain_evaluation():
         trained = plain_network(SEED)
-        parameters = plain_training(trained, images, labels, steps, **whole)
+        drop = (epochs // 2 + 1) * len(inner_order)
+        for batches, lr in ((outer_order[:drop], 0.01), (outer_order[drop:], 0.001)):
+            parameters = plain_training(trained, images, labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
         return [torch.tensor(plain_accuracy(trained, data._test.images, data._test_labels)), *parameters]
 
     if ipc == 1:
         yield (
             "real gradient, 1 class",
             lambda: plain_gradient(plain, real, 3),
-            lambda: network_gradient(network, real, 3, chunk_size=module.chunk_size),
+            lambda: network_gradient(
+                network, real, 3, chunk_size=module.chunk_size, forward=compiled(network, module.device)
+            ),
         )
     yield (
         "matching, 1 class",
         lambda: [plain_matching_class(plain, real, images[rows], 3)],
         lambda: [module.match(network, real, images[rows], 3)[1]],
     )
-    if batches:
-        yield "inner loop, 1 epoch", lambda: plain_training(plain_network(0), images, labels, 1), our_inner_epoch
-        yield f"evaluation, {steps} epochs and 2,500 test images", plain_evaluation, our_evaluation
+    yield (
+        "inner loop, 1 epoch",
+        lambda: plain_training(plain_network(0), images, labels, inner_order, lr=0.01),
+        our_inner_epoch,
+    )
+    yield f"evaluation, {epochs} epochs and 2,500 test images", plain_evaluation, our_evaluation
 
 
 SEED = 7
@@ -191,17 +209,60 @@ def seconds(function):
     return time.perf_counter() - begun, found
 
 
-def compare(plain, ours, rounds):
-    """Medians of both, in turn, and the ratio; each with its own memory allocation."""
-    found = {"plain": [], "ours": []}
-    for number in range(rounds + 1):
-        for name, allocation, function in (("plain", systems_allocation, plain), ("ours", keep_freed_memory, ours)):
+def compare(plain, ours, rounds, compile_too=False):
+    """Seconds of each, in turn, each with its own memory allocation."""
+
+    def ours_compiled():
+        compile_networks()
+        try:
+            return ours()
+        finally:
+            compile_networks(False)
+
+    ways = {"plain": (systems_allocation, plain), "ours": (keep_freed_memory, ours)}
+    if compile_too:
+        ways["compiled"] = keep_freed_memory, ours_compiled
+    found = {name: [] for name in ways}
+    for number in range(rounds + 2):
+        for name, (allocation, function) in ways.items():
             allocation()
             took, _ = seconds(function)
-            if number:  # the first warms up
+            if number > 1:  # the first two warm up
                 found[name].append(took)
-    ratios = sorted(a / b for a, b in zip(found["plain"], found["ours"], strict=True))
-    return statistics.median(found["plain"]), statistics.median(found["ours"]), ratios
+    return found
+
+
+class Idle(CondensationModule):
+    """Matches nothing, and notes when its steps begin and end."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.times = []
+
+    def training_step(self, batch, batch_idx):
+        begun = time.perf_counter()
+        super().training_step(batch, batch_idx)
+        self.times.append((begun, time.perf_counter()))
+
+    def match(self, network, real, synthetic, label):
+        return torch.zeros(()), torch.zeros_like(synthetic)
+
+
+def overhead(iterations=1000):
+    """Seconds of Lightning's between two matching steps, everything on that is on by default."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        module = Idle(network="ConvNetD1")
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=iterations,
+            logger=TensorBoardLogger(folder, default_hp_metric=False),
+            log_every_n_steps=1,
+            enable_model_summary=False,
+            callbacks=[RunProgress(), Checkpoints()],
+        )
+        trainer.fit(module, datamodule=Noise(batch_real=1))
+    between = [begun - ended for (_, ended), (begun, _) in itertools.pairwise(module.times)]
+    return statistics.fmean(between), statistics.median(between)
 
 
 def convolution_rate():
@@ -223,6 +284,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", default="benchmark.json")
     options = parser.parse_args()
     keep_freed_memory()
@@ -230,32 +292,48 @@ def main():
     for ipc in options.ipc:
         for name, plain, ours in parts(ipc):
             difference = max(float((a - b).detach().abs().max()) for a, b in zip(plain(), ours(), strict=True))
-            flop = gigaflop(ours)
-            slow, fast, ratios = compare(plain, ours, options.rounds)
-            rows.append([f"ipc {ipc}: {name}", slow, fast, ratios, flop / fast, difference])
+            work = gigaflop(ours)
+            may_compile = options.compile and not name.startswith("matching")
+            found = compare(plain, ours, options.rounds, may_compile)
+            rows.append({"part": f"ipc {ipc}: {name}", **found, "gflop": work, "largest_difference": difference})
     random, generator = np.random.RandomState(0), torch.Generator().manual_seed(0)
     for count in (10, 256):
         images, operations = torch.randn(count, *SHAPE, generator=generator), [crop, scale, rotate]
-        slow, fast, ratios = compare(
-            lambda images=images: plain_augmentation(images, random),
-            lambda images=images, operations=operations: augment(images, operations, generator),
-            10 * options.rounds,
+        found = compare(
+            lambda images=images: [plain_augmentation(images, random) for _ in range(20)],
+            lambda images=images, operations=operations: [augment(images, operations, generator) for _ in range(20)],
+            3 * options.rounds,
         )
-        rows.append([f"augmentation of {count} images", slow, fast, ratios, 0.0, float("nan")])
-    table = Table(title=f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads")
-    for name in ("part", "plain, s", "ours, s", "ratio (least, most)", "GFLOP/s", "of the rate", "largest difference"):
-        table.add_column(name, justify="left" if name == "part" else "right")
-    for name, slow, fast, ratios, speed, difference in rows:
-        middle = statistics.median(ratios)
-        shares = [f"{speed:.0f}", f"{100 * speed / rate:.0f} %"] if speed else ["", ""]
-        different = f"{difference:.1e}" if speed else ""
-        ratio = f"{middle:.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})"
-        table.add_row(name, f"{slow:.4f}", f"{fast:.4f}", ratio, *shares, different)
-    Console(width=150).print(table)
-    names = ("part", "plain_seconds", "seconds", "ratios", "gflop_per_second", "largest_difference")
-    content = {"convolution_gflop_per_second": rate, "parts": [dict(zip(names, row, strict=True)) for row in rows]}
+        rows.append({"part": f"20 augmentations of {count} images", **found})
+    mean, median = overhead()
+    show(rows, f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
+    lightning = {"mean_seconds_between_steps": mean, "median_seconds_between_steps": median}
+    content = {"convolution_gflop_per_second": rate, "parts": rows, "lightning": lightning, **environment()}
     with open(options.output, "w") as file:
-        json.dump({**content, **environment()}, file, indent=2)
+        json.dump(content, file, indent=2)
+
+
+def show(rows, title):
+    table = Table(title=f"{title}; medians of seconds, and of ratios to plain (least, most)")
+    names = ("part", "plain", "ours", "ratio", "compiled", "ratio", "GFLOP/s", "of the rate", "difference")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    rate = float(re.search(r"[\d.]+", title).group())
+    for row in rows:
+        cells = [row["part"], f"{statistics.median(row['plain']):.4f}"]
+        for way in ("ours", "compiled"):
+            if way not in row:
+                cells += ["", ""]
+                continue
+            ratios = sorted(a / b for a, b in zip(row["plain"], row[way], strict=True))
+            middle = statistics.median(ratios)
+            cells += [f"{statistics.median(row[way]):.4f}", f"{middle:.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})"]
+        if "gflop" in row:
+            speed = row["gflop"] / statistics.median(row["ours"])
+            cells += [f"{speed:.0f}", f"{100 * speed / rate:.0f} %", f"{row['largest_difference']:.1e}"]
+        table.add_row(*cells)
+    Console(width=170).print(table)
 
 
 if __name__ == "__main__":
