@@ -37,7 +37,7 @@ from dc_lightning.seeds import derive_seed
 from dc_lightning.selection import Method, WholeSetNetwork, require_embed, select, whole_set_network
 from dc_lightning.synthetic import SyntheticSet
 
-Baseline = Literal["random", "herding", "k-center", "forgetting", "whole set"]
+Baseline = Literal["random", Method, "whole set"]
 
 
 class EvaluationCallback(Callback):
