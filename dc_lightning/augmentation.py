@@ -97,7 +97,7 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     rows = angles + _ROTATION
     coefficients = table.spline_rows @ images @ table.spline_columns.T
     positions, weights, inside = (part.index_select(0, rows) for part in table[:3])
-    taps = grid_sample(coefficients, positions, padding_mode="border", align_corners=True)
+    taps = grid_sample(coefficients, positions, align_corners=True)
     rotated = (taps.view(count, channels, 4, height, width) * weights[:, None]).sum(dim=2)
     return torch.where(inside[:, None], rotated, mean.mean())
 

@@ -1,8 +1,6 @@
 """Compilation of networks by torch.compile, for the whole process: off unless it is switched on."""
 
-import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,41 +17,56 @@ def compile_networks(enabled: bool = True) -> None:
 
     That is the real gradient, the inner loop and the evaluation; the matched gradient of the synthetic images is
     differentiated twice, which compiled networks do not allow. Every new shape of a batch takes some seconds to
-    compile; the next network of the same architecture takes none. Results are the same up to rounding.
+    compile; another network of the same architecture takes none, unless its code depends on numbers of its own.
+    Results are the same up to rounding, and up to the draws of networks that draw themselves (dropout).
     """
     global _enabled
     _enabled = enabled
 
 
-def compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What calls the network, compiled if that is switched on and possible; the parameters are the network's own.
+def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What calls the network, compiled if that is switched on; the parameters are the network's own.
+
+    Where it cannot be compiled, for want of a compiler or because of what the network does, it says so and switches
+    the compilation off.
 
     Args:
         network: ``(n, C, H, W)`` to ``(n, num_classes)``.
-        device: where it is.
 
     Returns:
         Not a module, so that an attribute of one does not register the network a second time.
     """
-    if not _enabled or not _works(device.type):
+    if not _enabled:
         return network.__call__
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VERSIONS)
-    whole: Any = torch.compile(network, dynamic=False)
-    return whole.__call__  # type: ignore[no-any-return]
+    # an older name of recompile_limit, which all supported versions have
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, _MOST_VERSIONS)
+    call: Callable[[Tensor], Tensor] | None = None
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal call
+        try:
+            if call is None:
+                whole: Any = torch.compile(network, dynamic=False) if _enabled else network
+                call = whole.__call__
+            return call(images)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            if not _enabled or not _is_of_the_compiler(error):
+                raise
+            compile_networks(False)
+            rank_zero_warn(
+                f"Networks cannot be compiled here ({_reason(error)}); going on without. Install a C++ compiler (on a "
+                "GPU: Triton), or leave the compilation off."
+            )
+            call = network.__call__
+            return call(images)
+
+    return forward
 
 
-@lru_cache(maxsize=8)
-def _works(device: str) -> bool:
-    """Compiles something tiny, and says so once if that fails."""
-    try:
-        with torch.inference_mode(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
-    except Exception as error:  # whatever is missing: a compiler, Triton, this Python version
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        rank_zero_warn(
-            f"Networks cannot be compiled here ({reason}); going on without. Install a C++ compiler (on a GPU: Triton) "
-            "or leave the compilation off."
-        )
-        return False
-    return True
+def _is_of_the_compiler(error: BaseException) -> bool:
+    """Tells what the compiler says from what the network itself would say without it."""
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException) or "torch.compile" in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

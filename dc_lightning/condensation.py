@@ -14,7 +14,7 @@ from dc_lightning.compilation import compiled
 from dc_lightning.data import CondensationDataModule, RealImages
 from dc_lightning.errors import InputError
 from dc_lightning.matching import Forward, freeze_batch_norm, has_batch_norm, match_class, match_classes
-from dc_lightning.parts import Spec, as_spec, check_network, find_distance, make_network
+from dc_lightning.parts import Spec, as_spec, check_network, find_distance, make_network, part_name
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet, read_tensors
 
@@ -42,7 +42,11 @@ def default_loops(ipc: int) -> tuple[int, int]:
     return ipc, math.floor(_INNER_EPOCHS[low] + share * (_INNER_EPOCHS[high] - _INNER_EPOCHS[low]) + 0.5)
 
 
-_CPU_CHUNK_SIZE = 64  # as fast as 256 at once (ConvNet, 1x28x28), at a quarter of the memory
+def default_chunk_size(device: torch.device) -> int | None:
+    """Real images a pass: all on a GPU; 64 on the CPU, as fast as 256 (ConvNet, 1x28x28) at a quarter of the memory."""
+    return 64 if device.type == "cpu" else None
+
+
 _MAY_CHANGE = (
     *("real_chunk_size", "batch_classes"),  # on a resume: memory and speed,
     "lr_images",  # and what a run that diverged needs
@@ -86,7 +90,7 @@ class CondensationModule(LightningModule):
         real_chunk_size: real images a pass; None passes the whole batch on a GPU, and 64 on the CPU, which are as fast
             there as all at once. The result is the same up to rounding; a small one needs little memory.
         batch_classes: match all classes in one pass instead of one by one: fewer and larger operations, for a GPU, at
-            the memory of all classes. The result is the same up to rounding.
+            the memory of all classes. The result is the same up to rounding, unless the network draws itself (dropout).
         seed: of every random draw.
 
     Raises:
@@ -127,6 +131,12 @@ class CondensationModule(LightningModule):
                 raise InputError(f"{name} must be at least {least}, got {value}.")
         if init not in ("noise", "real"):
             raise InputError(f"init must be 'noise' or 'real', got '{init}'.")
+        own, plain = type(self), CondensationModule
+        if batch_classes and own.match is not plain.match and own.match_classes is plain.match_classes:
+            raise InputError(
+                f"batch_classes matches by match_classes, which {own.__name__} does not override as it does match; "
+                "override both, or leave batch_classes off."
+            )
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.network_spec, self.seed, self.ipc, self.init = network, seed, ipc, init
@@ -158,10 +168,46 @@ class CondensationModule(LightningModule):
         """Makes the synthetic images, once the data are known."""
         data = self.data
         check_network(self.network_spec, data.channels, data.num_classes, data.image_size)
+        if self.batch_classes:
+            self._check_batch_classes()
+        if self.trainer.precision == "16-mixed":
+            raise InputError(
+                "precision 16-mixed scales losses, and gradients that are matched are not of a loss to be scaled; take "
+                "bf16-mixed or 32-true."
+            )
         if getattr(self, "images", None) is None:
             self.images = nn.Parameter(self._initial_images())
             labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
             self.register_buffer("labels", labels, persistent=False)
+
+    def _check_batch_classes(self) -> None:
+        data = self.data
+        network = make_network(self.network_spec, data.channels, data.num_classes, data.image_size, seed=0)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        images, labels = torch.zeros(2, 2, data.channels, *data.image_size), torch.arange(2)
+        try:
+            match_classes(network, images, images, labels, self.distance)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(
+                f"{part_name(self.network_spec)} with the distance {part_name(self.distance_spec)} cannot be matched "
+                f"in one pass ({reason}); leave model.batch_classes off."
+            ) from error
+
+    def on_train_start(self) -> None:
+        """Refuses a Trainer that would leave out matching steps.
+
+        Raises:
+            InputError: if so.
+        """
+        steps = self.trainer.num_training_batches
+        if steps != self.outer_steps and not getattr(self.trainer, "fast_dev_run", False):
+            raise InputError(
+                f"An outer iteration has {self.outer_steps} matching steps, but the Trainer would run {steps}: leave "
+                "out trainer.limit_train_batches and trainer.overfit_batches; model.outer_steps sets their number."
+            )
 
     def _initial_images(self) -> Tensor:
         data = self.data
@@ -298,16 +344,15 @@ class CondensationModule(LightningModule):
     def _compiled(self, network: nn.Module) -> Forward:
         """The network of this outer iteration, compiled if that is switched on."""
         if network is not self._unregistered.get("network"):
-            return compiled(network, self.device)
+            return compiled(network)
         if self._forward is None:
-            self._forward = compiled(network, self.device)
+            self._forward = compiled(network)
         return self._forward
 
     @property
     def chunk_size(self) -> int | None:
         """Real images a pass."""
-        on_cpu = _CPU_CHUNK_SIZE if self.device.type == "cpu" else None
-        return self.real_chunk_size or on_cpu
+        return self.real_chunk_size or default_chunk_size(self.device)
 
     def train_network(self, network: nn.Module, batch_idx: int) -> None:
         """The inner loop: plain SGD epochs on the detached synthetic set (paper, algorithm 1, line 11)."""

@@ -215,11 +215,11 @@ class ClassifierModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Compiles the network if that is switched on."""
-        self._forward = compiled(self.network, self.device)
+        self._forward = compiled(self.network)
 
     def on_test_start(self) -> None:
         """Likewise."""
-        self._forward = compiled(self.network, self.device)
+        self._forward = compiled(self.network)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Drops learning rate and momentum buffers where the recipe says."""

@@ -5,7 +5,7 @@ network. "InstanceNorm" is GroupNorm with one channel a group, affine, as in the
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
@@ -77,15 +77,9 @@ class AveragePooling(nn.Module):
         by_product = images.device.type == "cpu" and not (height % 2 or width % 2 or width > _WIDEST_PRODUCT)
         if not by_product or torch.compiler.is_compiling():
             return avg_pool2d(images, 2)
-        pairs = images.reshape(count, channels, height // 2, 2 * width)
-        return pairs @ _pooling_matrix(width, images.dtype)
-
-
-@lru_cache(maxsize=64)
-def _pooling_matrix(width: int, dtype: torch.dtype) -> Tensor:
-    """Takes two rows of pixels, one after the other, to the means of their 2x2 squares: ``(2 width, width / 2)``."""
-    with torch.inference_mode(False):  # it outlives the test loop that may ask for it first
-        return torch.eye(width // 2, dtype=dtype).repeat_interleave(2, dim=0).repeat(2, 1) / 4
+        half = torch.eye(width // 2, device=images.device, dtype=images.dtype) / 4
+        pairs = images.reshape(count, channels, height // 2, 2 * width)  # two rows of pixels, one after the other
+        return pairs @ half.repeat_interleave(2, dim=0).repeat(2, 1)
 
 
 class Classifier(nn.Module):

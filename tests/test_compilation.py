@@ -6,8 +6,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TinyData
+from torch._dynamo.utils import counters
 
-from dc_lightning import compilation
 from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning.condensation import CondensationModule
 from dc_lightning.evaluation import Recipe, train_and_test
@@ -18,10 +18,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _off_again():
-    compilation._works.cache_clear()
     yield
     compile_networks(False)
-    compilation._works.cache_clear()
 
 
 def condense(tmp_path, network):
@@ -53,16 +51,14 @@ def test_a_compiled_run_comes_to_the_same(tmp_path):
     images = condense(tmp_path, "MLP")
     accuracy, trained = evaluate("MLP", images)
     compile_networks()
-    calls = []
-    original = torch.compile
-    torch.compile = lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs)
-    try:
-        torch.testing.assert_close(condense(tmp_path, "MLP"), images, atol=2e-4, rtol=0)
-        found, again = evaluate("MLP", images)
-    finally:
-        torch.compile = original
-    assert compilation._works("cpu")
-    assert len(calls) > 3  # the trial, two outer iterations, the evaluation
+    counters["stats"].clear()
+    torch.testing.assert_close(condense(tmp_path, "MLP"), images, atol=2e-4, rtol=0)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    condense(tmp_path, "MLP")
+    assert counters["stats"]["unique_graphs"] == graphs  # the networks that come next need no compiling
+    found, again = evaluate("MLP", images)
+    assert counters["stats"]["unique_graphs"] > graphs
     assert found == pytest.approx(accuracy, abs=0.05)
     for a, b in zip(trained.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
@@ -73,7 +69,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
     plain = condense(tmp_path, "MLP")
 
     def broken(*args, **kwargs):
-        raise RuntimeError("no C++ compiler\nwas found in the following places")
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nwas found in the following places")
 
     monkeypatch.setattr(torch, "compile", broken)
     compile_networks()
@@ -83,7 +79,14 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
     assert evaluate("MLP", images)[0] >= 0  # a second warning would be an error here
 
 
+def test_what_the_network_itself_says_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **kwargs: network)
+    compile_networks()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        compiled(make_network("MLP", 1, 3, (6, 6), 0))(torch.randn(2, 1, 5, 5))
+
+
 def test_it_is_off_unless_it_is_switched_on(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     network, images = make_network("MLP", 1, 3, (6, 6), 0), torch.randn(2, 1, 6, 6)
-    assert torch.equal(compiled(network, CPU)(images), network(images))
+    assert torch.equal(compiled(network)(images), network(images))

@@ -141,6 +141,29 @@ def test_bad_settings_are_named(arguments, message):
         CondensationModule(**arguments)
 
 
+class OwnMatch(CondensationModule):
+    def match(self, network, real, synthetic, label):
+        return super().match(network, real, synthetic, label)
+
+
+def branching(first, second):
+    """A distance that torch.func cannot take."""
+    total = sum((a - b).square().sum() for a, b in zip(first, second, strict=True))
+    return total if total > 0 else 2 * total
+
+
+def test_a_method_that_has_no_pass_over_all_classes_says_so(tmp_path):
+    with pytest.raises(InputError, match="OwnMatch does not override"):
+        OwnMatch(batch_classes=True)
+    with pytest.raises(InputError, match=r"branching cannot be matched in one pass \(.*leave model.batch_classes off"):
+        condense(tmp_path, distance="test_condensation.branching", batch_classes=True)
+
+
+def test_matching_steps_are_not_left_out(tmp_path):
+    with pytest.raises(InputError, match="2 matching steps, but the Trainer would run 1"):
+        trainer(tmp_path, limit_train_batches=1).fit(CondensationModule(network="MLP", ipc=2), datamodule=TinyData())
+
+
 def test_real_init_with_too_few_images_names_the_classes(tmp_path):
     with pytest.raises(InputError, match=r"ipc=20 .* 0 \(class 0: 12\)"):
         condense(tmp_path, ipc=20, init="real")
@@ -171,9 +194,10 @@ def test_all_classes_in_one_pass_learn_the_same_images(network, chunk, tmp_path)
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and those that make the host wait for a device."""
+    """Counts operations, and those that would make the host wait for a GPU."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+    METHODS = ("cpu", "numpy", "tolist", "item")
 
     def __init__(self):
         super().__init__()
@@ -182,9 +206,27 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.overloadpacket.__name__
         self.count += 1
-        if name in self.WAITING:
+        by_mask = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.WAITING or by_mask:
             self.waiting.append(name)
         return operation(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        for name in self.METHODS:  # on a CPU some of them are no operation
+            self.patch.setattr(torch.Tensor, name, self._noting(name, getattr(torch.Tensor, name)))
+        return super().__enter__()
+
+    def _noting(self, name, original):
+        def noting(tensor, *args):
+            self.waiting.append(name)
+            return original(tensor, *args)
+
+        return noting
+
+    def __exit__(self, *details):
+        self.patch.undo()
+        return super().__exit__(*details)
 
 
 @pytest.mark.parametrize("batch_classes", [False, True])
@@ -207,9 +249,12 @@ def test_a_step_never_makes_the_host_wait(network, batch_classes, tmp_path):
 
 def test_operations_that_wait_are_seen():
     with Operations() as operations:
-        torch.ones(2).sum().item()
+        float(torch.ones(2).sum())
         torch.ones(2).nonzero()
-    assert operations.waiting == ["_local_scalar_dense", "nonzero"]
+        torch.ones(2)[torch.ones(2) > 0]
+        torch.ones(2).cpu()
+        torch.ones(2).tolist()
+    assert operations.waiting == ["_local_scalar_dense", "nonzero", "index", "cpu", "tolist"]
 
 
 def test_one_pass_over_all_classes_needs_fewer_operations(tmp_path):
