@@ -34,10 +34,10 @@ from dc_lightning.parts import Spec, part_name
 from dc_lightning.progress import RunProgress
 from dc_lightning.results import Column, environment, now, print_table, read_results, write_results
 from dc_lightning.seeds import derive_seed
-from dc_lightning.selection import Method, WholeSetNetwork, require_embed, select, whole_set_network
+from dc_lightning.selection import Method, Selection, WholeSetNetwork, require_embed, select, whole_set_network
 from dc_lightning.synthetic import SyntheticSet
 
-Baseline = Literal["random", Method, "whole set"]
+Baseline = Literal[Method, "whole set"]
 
 
 class EvaluationCallback(Callback):
@@ -203,7 +203,7 @@ class EvaluationCallback(Callback):
         for synthetic in sets:
             check_fits(synthetic, data)
         check_networks(pool(self.networks, condensed_with), data)
-        methods = sorted({*methods, *self.baselines} & set(get_args(Method)))
+        methods = sorted({*methods, *self.baselines} & set(get_args(Selection)))
         if methods:
             check_networks([self.features_network], data)
         if {"herding", "k-center"} & set(methods):
@@ -330,7 +330,7 @@ class EvaluationCallback(Callback):
         )
 
     def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
-        """Selects real images, by a network that is trained on the whole set unless the cache has it.
+        """Selects real images; all but random ones by a network of the whole set, trained unless the cache has it.
 
         Args:
             trainer: whose processes and device are used; the first process trains.
@@ -339,6 +339,10 @@ class EvaluationCallback(Callback):
             ipc: images per class.
         """
         self._started = self._started or time.monotonic()
+        if method == "random":
+            chosen = random_set(data, ipc, derive_seed(self.seed, "random set", 0))
+            chosen.source.update(seed=self.seed)
+            return chosen
         network, device = self.features_network, trainer.strategy.root_device
         seed = evaluation_seed(self.seed, network, 0)  # the first of the networks of the upper bound
         bar = trainer.progress_bar_callback

@@ -74,7 +74,7 @@ class CondensationTrainer(Trainer):
         Args:
             model: its ipc, and its network for the pools S and SS; nothing else of it is used.
             datamodule: the data to select from.
-            method: herding, k-center or forgetting.
+            method: random, herding, k-center or forgetting.
             ckpt_path: not used; here, so that the configuration of a fit can be given.
             weights_only: not used; likewise.
         """

@@ -16,15 +16,16 @@ from rich.table import Table
 
 from dc_lightning.condensation import default_loops
 from dc_lightning.data import MNIST
+from dc_lightning.distance import NAMES
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation import POOLS, Recipe
 from dc_lightning.paper import DATASETS, METHODS, PROTOCOL, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.results import read_results
-from dc_lightning.selection import Method
+from dc_lightning.selection import Selection
 from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
 
-SELECTIONS = get_args(Method)
+SELECTIONS = get_args(Selection)
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,22 @@ def _condensation_departures(source: Mapping[str, Any], configuration: Mapping[s
         "network lr": source.get("lr_network", model.get("lr_network")),
         "inner batch": source.get("batch_synthetic", model.get("batch_synthetic")),
         "BatchNorm images": source.get("batch_norm_images", model.get("batch_norm_images")),
+        "mean": _get(configuration, "data", "init_args", "mean"),
+        "std": _get(configuration, "data", "init_args", "std"),
         "by": source.get("class"),
         "precision": source.get("precision"),
     }
     if (found["outer steps"] or steps) == 1:
         found["inner epochs"] = None  # there is no step to train for
     lr_images = 0.01 if part_name(source["network"]) == "MLP" else 0.1
-    expected = {**PROTOCOL, "outer steps": steps, "inner epochs": epochs, "image lr": lr_images}
+    expected = {
+        **PROTOCOL,
+        "mean": None,
+        "std": None,
+        "outer steps": steps,
+        "inner epochs": epochs,
+        "image lr": lr_images,
+    }
     return [
         f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
         for name, value in found.items()
@@ -196,7 +206,7 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Key, dict[tuple[int, 
             for number, source in enumerate(blocks):
                 network = distance = ""
                 made: list[str] = []
-                set_seed = int(source.get("seed", content.get("seed", 0)))
+                set_seed = int(source.get("seed", source.get("experiment", content.get("seed", 0))))
                 if method == "DC":
                     network, distance = part_name(source["network"]), part_name(source.get("distance", "ours"))
                     condensed_here = content.get("kind") == "condensation"
@@ -291,7 +301,8 @@ class Matrix:
         table = Table(title=self.title, show_lines=True)
         table.add_column(self.corner)
         for column in columns:
-            table.add_column(column, justify="right")
+            words = max((len(line) for row in rows for line in self.cells.get((row, column), [])), default=0)
+            table.add_column(column, justify="right", min_width=words)
         for row in rows:
             table.add_row(row, *("\n".join(self.cells.get((row, column), [])) for column in columns))
         return table
@@ -331,19 +342,32 @@ def tables(rows: Sequence[Row]) -> list[Matrix]:
             times = Counter(row.made for row in shown if row.key.method not in ("random", "whole set"))
             if any(count > 1 for count in times.values()):  # a set was tested on more than one
                 table = Matrix(
-                    f"{dataset}, {ipc} per class: {title}, in %; rows make the set, columns train on it", "set"
+                    f"{dataset}, {ipc} per class: {title}, in %; rows make the set, columns train on it",
+                    "set",
+                    columns=[name for name in tested if any(row.key.tested_on == name for row in shown)],
                 )
-                for row in sorted(shown, key=lambda row: tested.index(row.key.tested_on)):
+                made_by = [*tested, *dict.fromkeys(network for network, _ in TABLE_2)]
+                for row in sorted(shown, key=lambda row: (_place(row.key.network, made_by), _order(row))):
                     table.cells[row.made, row.key.tested_on] = _cell(row)
                 found.append(table)
         condensed = [row for row in rows if (row.key.dataset, row.key.ipc, row.key.method) == (dataset, ipc, "DC")]
-        distances = [row for row in condensed if row.key.tested_on == row.key.network.split("BN")[0]]
-        if any(row.key.distance != "ours" for row in distances):
+        compared = {row.key.network for row in condensed if row.key.distance != "ours"}
+        if compared:
             table = Matrix(f"{dataset}, {ipc} per class: the three distances, in % (table T7)", "distance")
-            for row in distances:
+            own = [row for row in condensed if row.key.tested_on == row.key.network.split("BN")[0]]
+            for row in sorted((row for row in own if row.key.network in compared), key=_by_distance):
                 table.cells[", ".join([row.key.distance, *row.key.departures]), row.key.network] = _cell(row)
             found.append(table)
     return [*(table for table in found if table.cells), _comparison(rows)]
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else len(names)
+
+
+def _by_distance(row: Row) -> tuple[int, int, tuple[str, ...]]:
+    networks = list(dict.fromkeys(network for network, _ in TABLE_2))
+    return _place(row.key.network, networks), _place(row.key.distance, NAMES), row.key.departures
 
 
 _CROSS_TABLES = {
@@ -366,13 +390,14 @@ def _condensing(name: str) -> set[str]:
 def _table_1(rows: Sequence[Row]) -> Matrix:
     rows = [row for row in rows if row.key.tested_on == "ConvNet" and (row.key.method != "DC" or _is_table_1(row.key))]
     budgets = list(dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc))
-    labels = {budget: f"{budget[0]}, {budget[1]} per class" for budget in budgets}
+    ordered = sorted(rows, key=lambda row: (*_order(row)[3:7], _order(row)))
+    labels = {row.key: ", ".join([_method(row.key), *row.key.departures]) for row in ordered}
     title = "Test accuracy of a ConvNet in % (table 1)"
-    table = Matrix(title, "training images", columns=list(labels.values()))
-    for row in sorted(rows, key=lambda row: (*_order(row)[3:7], _order(row))):
-        for dataset, ipc in budgets:
+    table = Matrix(title, "training set", columns=list(dict.fromkeys(labels.values())))
+    for dataset, ipc in budgets:
+        for row in ordered:
             if row.key.dataset == dataset and row.key.ipc in (ipc, 0):
-                table.cells[", ".join([_method(row.key), *row.key.departures]), labels[dataset, ipc]] = _cell(row)
+                table.cells[f"{dataset}, {ipc} per class", labels[row.key]] = _cell(row)
     return table
 
 
@@ -389,9 +414,14 @@ def _baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
         for other in rows
         if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on)
         == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on)
-        and (len(other.key.scored) == 1 if is_whole_set else other.key.scored == key.scored)
+        and _but_epochs(other.key.scored) == _but_epochs(key.scored)
+        and (is_whole_set or other.key.scored == key.scored)
     ]
     return max(same, key=lambda other: (len(other.accuracies), other.accuracy)) if same else None
+
+
+def _but_epochs(scored: Sequence[str]) -> list[str]:
+    return [departure for departure in scored if not departure.endswith("epochs")]
 
 
 def _comparison(rows: Sequence[Row]) -> Matrix:
@@ -482,16 +512,24 @@ def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
     return _png(figure)
 
 
-def _condensed_sets(folders: Iterable[Path]) -> dict[int, list[SyntheticSet]]:
-    """The first condensed set of every dataset by images per class: ConvNet and layer-wise cosine go first."""
+def _condensed_sets(folders: Iterable[Path]) -> tuple[dict[int, list[SyntheticSet]], list[str]]:
+    """The first condensed set of every dataset by images per class, ConvNet and layer-wise cosine go first.
+
+    Returns:
+        The sets; and one sentence for each file that was left out.
+    """
     found: dict[tuple[int, str], SyntheticSet] = {}
-    for folder in folders:
+    problems = []
+    for path in (folder / "synthetic.pt" for folder in folders):
+        if not path.is_file():
+            continue
         try:
-            (synthetic,) = load_synthetic(folder / "synthetic.pt")
-        except (InputError, ValueError):
+            (synthetic,) = load_synthetic(path)
+        except (InputError, ValueError) as error:
+            problems.append(f"'{path}' is left out of the figures: {error}")
             continue
         source = synthetic.source
-        if source.get("method") == "gradient matching":
+        if source.get("method") == "gradient matching" and {"ipc", "dataset"} <= source.keys():
             key = int(source["ipc"]), str(source["dataset"])
             best = found.get(key)
             if best is None or _is_preferred(source) > _is_preferred(best.source):
@@ -499,7 +537,7 @@ def _condensed_sets(folders: Iterable[Path]) -> dict[int, list[SyntheticSet]]:
     groups: dict[int, list[SyntheticSet]] = {}
     for (ipc, _), synthetic in sorted(found.items(), key=lambda item: item[0]):
         groups.setdefault(ipc, []).append(synthetic)
-    return groups
+    return groups, problems
 
 
 def _is_preferred(source: Mapping[str, Any]) -> tuple[bool, int]:
@@ -537,12 +575,17 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"There are no results to report below {', '.join(map(str, options.folders))}.")
     found, console = tables(rows), Console()
     for table in found:
-        console.print(table.rich())
+        shown = table.rich()
+        needed = Console(width=10_000).measure(shown).minimum + 3 * len(shown.columns)  # rich forgets some padding
+        Console(width=max(console.width, needed)).print(shown)  # figures are never cut
     markdown = "\n".join(table.markdown() for table in found)
     write_whole(options.output / "report.md", markdown.encode())
     write_whole(options.output / "report.csv", to_csv(rows).encode())
     write_whole(options.output / "report.png", plot(rows))
-    for ipc, sets in _condensed_sets(read).items():
+    condensed, damaged = _condensed_sets(read)
+    for problem in damaged:
+        print(problem, file=sys.stderr)
+    for ipc, sets in condensed.items():
         write_whole(options.output / f"images_ipc{ipc}.png", image_figure(sets))
     if options.into:
         _put_into(options.into, markdown)

@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dc_lightning.condensation import default_loops
+from dc_lightning.allocator import keep_freed_memory
+from dc_lightning.condensation import default_chunk_size, default_loops
 from dc_lightning.distance import layerwise_cosine
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation import pool
@@ -41,7 +44,11 @@ SHAPES: dict[str, tuple[int, int, ImageSize, int, int]] = {
 }
 """Channels, classes, image size, training and test images: an estimate of the time needs no data."""
 
-_MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "data.root")
+_MACHINE = (
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "data.root", "data.in_memory"),
+    *("model.real_chunk_size", "model.batch_classes", "keep_freed_memory", "compile", "evaluation.cache"),
+    *("checkpoint.every_n", "checkpoint.last_every_seconds", "trainer.enable_progress_bar", "trainer.logger.save_dir"),
+)
 """Flags that may differ between two runs of one cell."""
 
 
@@ -75,7 +82,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--keep_freed_memory", key):
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--keep_freed_memory|--compile", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 "--trainer.max_epochs 100."
@@ -106,7 +113,7 @@ def _select_cells(options: argparse.Namespace) -> list[Cell]:
     if unknown:
         raise InputError(
             f"Unknown row {', '.join(unknown)} of {options.table}: expected any of {', '.join(rows)} (random images "
-            "stand beside DC, the whole set beside herding)."
+            "stand beside DC, the whole set beside all)."
         )
     return [cell for cell in found if not options.rows or cell.row in options.rows]
 
@@ -125,11 +132,12 @@ def _command(cell: Cell, seed: int, output: Path, overrides: Sequence[tuple[str,
     }
     if cell.method == "DC":
         settings |= {"model.distance": cell.distance, "model.lr_images": str(cell.lr_images)}
+        settings["evaluation.baselines"] = "[random, whole set]"
         if cell.pool not in ("S", "SS"):
             settings["evaluation.every_n"] = "0"  # the paper evaluates on the way for these two alone
     else:
         settings |= {"method": cell.method, "evaluation.features_network": cell.network}
-        settings["evaluation.baselines"] = "[whole set]" if cell.method == "herding" else "[]"
+        settings["evaluation.baselines"] = "[whole set]"
     settings["seed_everything"] = str(seed)
     first = [pair for pair in overrides if pair[0] == "config"]  # so that all else refines it
     rest = [pair for pair in overrides if pair[0] != "config"]
@@ -139,14 +147,13 @@ def _command(cell: Cell, seed: int, output: Path, overrides: Sequence[tuple[str,
 
 def _comparable(command: Sequence[str]) -> dict[str, str]:
     """What a command says of the result, with the content of configuration files."""
-    left_out = {*_MACHINE, "trainer.logger.save_dir", "evaluation.cache"}
     found: dict[str, str] = {}
     for word, value in zip(command[1::2], command[2::2], strict=True):
         key = word[2:].replace(".init_args.", ".")
         if key == "config":
             content = hashlib.blake2b(Path(value).read_bytes(), digest_size=6).hexdigest()
             found[key] = f"{found.get(key, '')} {Path(value).name} ({content})".strip()
-        elif key not in left_out:
+        elif key not in _MACHINE:
             found[key] = value
     return found
 
@@ -215,7 +222,7 @@ def _subprocess(command: Sequence[str], errors: Path) -> int:
         if process is not None and process.poll() is None:
             process.send_signal(signum)
 
-    with errors.open("wb") as file, _lock(errors.parent) as lock:
+    with _lock(errors.parent) as lock, errors.open("wb") as file:
         old = {signum: signal.signal(signum, forward) for signum in _SIGNALS}
         try:
             words = [sys.executable, "-m", "dc_lightning", *command]
@@ -264,7 +271,7 @@ def main(words: Sequence[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     overrides, chosen, console = _overrides(rest), _select_cells(options), Console(soft_wrap=True)
     if options.dry_run:
-        _print_estimates(chosen, options, {key.replace(".init_args.", "."): value for key, value in overrides})
+        _print_estimates(chosen, options, overrides)
         return 0
     jobs = [(cell, seed) for cell in chosen for seed in range(options.experiments)]
     failed: list[str] = []
@@ -272,14 +279,14 @@ def main(words: Sequence[str]) -> int:
         title = f"{cell.name}, seed {seed}"
         folder = options.output / cell.name / f"seed_{seed}"
         command = _command(cell, seed, options.output, overrides)
-        there = is_finished(folder) and not _made_otherwise(folder, command)
-        console.print(f"[{number}/{len(jobs)}] {title}{': is there' if there else ''}", markup=False)
         try:
+            there = is_finished(folder) and not _made_otherwise(folder, command)
+            console.print(f"[{number}/{len(jobs)}] {title}{': is there' if there else ''}", markup=False)
             problem = _run_one(folder, command, _subprocess)
         except _Stopped as stop:
-            return _say_stopped(stop.signum)
+            return _say_stopped(stop.signum, failed)
         except KeyboardInterrupt:
-            return _say_stopped(signal.SIGINT)
+            return _say_stopped(signal.SIGINT, failed)
         except OSError as error:
             problem = f"'{error.filename}' cannot be read or written ({error.strerror})"
         if problem:
@@ -291,34 +298,68 @@ def main(words: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _say_stopped(signum: int) -> int:
+def _say_stopped(signum: int, failed: Sequence[str]) -> int:
+    if failed:
+        print(f"{len(failed)} failed so far:\n  " + "\n  ".join(failed), file=sys.stderr)
     print(f"Stopped by {signal.Signals(signum).name}; the same command goes on where it was.", file=sys.stderr)
     return 128 + signum
 
 
-def _print_estimates(chosen: Sequence[Cell], options: argparse.Namespace, overrides: dict[str, str]) -> None:
+def _print_estimates(chosen: Sequence[Cell], options: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> None:
     table = Table(title=f"{options.table}: {TABLES[options.table]}")
     for name in ("cell", "there", "hours each", "hours left"):
         table.add_column(name, justify="left" if name == "cell" else "right")
-    total = 0.0
-    clock = Clock(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    total, settings = 0.0, _settings(overrides)
+    if settings.get("keep_freed_memory", "true").lower() != "false":
+        keep_freed_memory()
+    on_gpu = torch.cuda.is_available() and settings.get("trainer.accelerator") != "cpu"
+    clock = Clock(torch.device("cuda" if on_gpu else "cpu"))
     trained: set[object] = set()  # the networks of the whole set are kept: the first that needs one pays
     for cell in chosen:
-        done = sum(is_finished(options.output / cell.name / f"seed_{seed}") for seed in range(options.experiments))
+        done = 0
+        for seed in range(options.experiments):
+            folder = options.output / cell.name / f"seed_{seed}"
+            command = _command(cell, seed, options.output, overrides)
+            done += is_finished(folder) and not _made_otherwise(folder, command)
         if cell.dataset not in SHAPES:
             table.add_row(cell.name, f"{done}/{options.experiments}", "", "")
             continue
-        hours = clock.seconds(cell, overrides) / 3600
-        if cell.method != "DC" and (cell.dataset, cell.network) not in trained:
-            trained.add((cell.dataset, cell.network))
-            hours += clock.whole_set_seconds(cell, overrides) / 3600
+        hours = clock.seconds(cell, settings) / 3600
         left = hours * (options.experiments - done)
+        for network in [cell.network] * (cell.method != "DC") + pool(cell.pool, cell.network):
+            if (cell.dataset, network) not in trained and isinstance(network, str):
+                trained.add((cell.dataset, network))
+                once = clock.whole_set_seconds(network, cell.dataset, settings) / 3600
+                hours, left = hours + once, left + once * (done < options.experiments)
         total += left
         table.add_row(cell.name, f"{done}/{options.experiments}", f"{hours:.2f}", f"{left:.2f}")
     table.add_section()
     table.add_row("all", "", "", f"{total:.2f}")
     table.caption = "from a few steps measured on this machine, one process; others at work make it longer"
     Console().print(table)
+
+
+def _settings(overrides: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Flags and the content of configuration files, by dotted names without ``init_args``."""
+    found: dict[str, str] = {}
+
+    def note(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                note(f"{name}.{key}" if name else str(key), inner)
+        elif value is not None:
+            found[name.replace(".init_args.", ".")] = str(value)
+
+    for key, value in overrides:
+        if key == "config":
+            try:
+                note("", yaml.safe_load(Path(value).read_text()))
+            except yaml.YAMLError as error:
+                raise InputError(f"'{value}' is no YAML file: {' '.join(str(error).split())}") from error
+    for key, value in overrides:
+        if key != "config":
+            note(key, value)
+    return found
 
 
 def _number(overrides: dict[str, str], key: str, default: int) -> int:
@@ -389,17 +430,20 @@ class Clock:
         training = inner * self._training(cell.network, cell.dataset, images)
         return iterations * (steps * matching + (steps - 1) * training) + evaluations * networks * scored
 
-    def whole_set_seconds(self, cell: Cell, overrides: dict[str, str]) -> float:
-        """Estimated time of the network that selections start from; see `seconds`."""
+    def whole_set_seconds(self, network: str, dataset: str, overrides: dict[str, str]) -> float:
+        """Estimated time of one network on the whole set: the upper bound, and what selections start from."""
         epochs = _number(overrides, "evaluation.whole_set_epochs", 20)
-        return epochs * self._training(cell.network, cell.dataset, SHAPES[cell.dataset][3])
+        return epochs * self._training(network, dataset, SHAPES[dataset][3])
 
     def _matching(self, name: str, dataset: str, real: int, ipc: int) -> float:
         network, noise = self._network(name, dataset)
         network.eval()
         first, second = noise(real), noise(ipc)
         return self._time(
-            ("match", name, dataset, real, ipc), lambda: match_class(network, first, second, 0, layerwise_cosine)
+            ("match", name, dataset, real, ipc),
+            lambda: match_class(
+                network, first, second, 0, layerwise_cosine, real_chunk_size=default_chunk_size(self.device)
+            ),
         )
 
     def _training(self, name: str, dataset: str, count: int) -> float:

@@ -110,10 +110,15 @@ def read_results(path: str | Path) -> dict[str, Any]:
     text = Path(path).read_text(errors="replace")
     try:
         content = json.loads(text)
-        for column in content["columns"]:
-            for score in column["scores"]:
-                if len(score["accuracies"]) != len(score["seeds"]) or not score["accuracies"]:
-                    raise ValueError
+        scores = [score for column in content["columns"] for score in column["scores"]]
+        whole = [
+            isinstance(score["network"], str)
+            and 0 < len(score["accuracies"]) == len(score["seeds"])
+            and all(0 <= float(accuracy) <= 1 for accuracy in score["accuracies"])
+            for score in scores
+        ]
+        if not whole or not all(whole):
+            raise ValueError
         known = content["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as broken:
         raise InputError(f"'{path}' is damaged or not a results.json of ours; it is left out.") from broken

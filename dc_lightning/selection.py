@@ -3,7 +3,7 @@
 The paper names them and its authors never released them, so what is computed is said here in full. All are done class
 by class, and start from one network that was trained on the whole training set by the recipe of the evaluation
 (`WholeSetNetwork`): its features before the last linear layer, or how often it forgot an image while it was trained.
-Plain torch on tensors; ties go to the lower row.
+Plain torch on tensors; ties go to the lower row. Random images are `dc_lightning.evaluation.random_set`.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from dc_lightning.evaluation import Recipe, train_and_test
 from dc_lightning.parts import Spec, make_network, part_name
 from dc_lightning.synthetic import SyntheticSet, read_tensors, save_whole
 
-Method = Literal["herding", "k-center", "forgetting"]
+Selection = Literal["herding", "k-center", "forgetting"]
+Method = Literal["random", Selection]
 FORMAT = "dc_lightning whole-set network 1"
 
 
@@ -200,7 +201,7 @@ def embed(
 
 
 def select(
-    method: Method,
+    method: Selection,
     ipc: int,
     network: Spec,
     trained: WholeSetNetwork,

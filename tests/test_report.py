@@ -115,12 +115,62 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     results(tmp_path / "whole", method="whole set", accuracies=(0.875,), epochs=19)
     rows, _, _ = collect([tmp_path])
     markdown = "\n".join(table.markdown() for table in tables(rows))
-    assert "| DC, 200 iterations | 70.0 ± 0.0 (n=2)<br>paper 70.5 ± 0.6 (-0.5) |" in markdown
-    assert "| whole set, 20 epochs | 87.5 ± 0.0 (n=1)<br>paper 93.5 ± 0.1 (-6.0) |" in markdown
+    head, _, line = markdown.splitlines()[2:5]
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["DC, 200 iterations"] == "70.0 ± 0.0 (n=2)<br>paper 70.5 ± 0.6 (-0.5)"
+    assert cells["whole set, 20 epochs |"] == "87.5 ± 0.0 (n=1)<br>paper 93.5 ± 0.1 (-6.0) |"
     assert "DC, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
     assert "ConvNet, 11 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 | +20.0 |" in markdown
     assert "ConvNet, 21 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 |  |" in markdown
     assert "herding, features after 20 epochs, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
+
+
+def test_rows_and_columns_have_the_papers_order(tmp_path):
+    widths = ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
+    for network in widths:
+        for tested_on in widths:
+            results(tmp_path / f"{network}_{tested_on}", network=network, tested_on=tested_on)
+    for distance in ("cos", "mse", "ours"):
+        results(tmp_path / distance, distance=distance)
+    rows, _, _ = collect([tmp_path])
+    found = {table.title: table.markdown().splitlines() for table in tables(rows)}
+    by_width = next(lines for title, lines in found.items() if "T2" in title)
+    assert by_width[2] == f"| set | {' | '.join(widths)} |"
+    assert [line.split(" | ")[0][2:] for line in by_width[4:]] == [*widths, "ConvNet"][: len(by_width) - 4]
+    distances = next(lines for title, lines in found.items() if "T7" in title)
+    assert distances[2] == "| distance | ConvNet |"
+    assert [line.split(" | ")[0][2:] for line in distances[4:]] == ["ours", "mse", "cos"]
+
+
+def test_figures_are_not_cut_where_there_is_little_room(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.chdir(tmp_path)
+    for number, method in enumerate(("random", "herding", "k-center", "forgetting")):
+        results(tmp_path / method, method=method, accuracies=(0.61 + number / 10,) * 2)
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{number}1.0 ± 0.0 (n=2)" in said for number in (6, 7, 8, 9))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"network": "ConvNet"', '"network": null'),
+        ("0.7,", "NaN,"),
+        ("0.7,", "7.0,"),
+        ('"columns": [', '"columns": [], "others": ['),
+    ],
+)
+def test_results_that_make_no_sense_are_named_and_left_out(tmp_path, old, new):
+    results(tmp_path / "good", seed=1)
+    results(tmp_path / "bad", accuracies=(0.7, 0.7))
+    path = tmp_path / "bad/results.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    rows, read, problems = collect([tmp_path])
+    assert (len(rows), len(read)) == (1, 1)
+    assert len(problems) == 1
+    assert str(path) in problems[0]
 
 
 def test_cells_that_were_not_run_stay_blank(tmp_path):

@@ -320,6 +320,13 @@ def test_the_configuration_of_a_cell_does_not_overwrite_its_results(tmp_path, mo
     assert main(["evaluate", *given, "--trainer.logger.version", "again"]) == 0
 
 
+def test_what_bears_on_speed_alone_may_change_between_two_runs(fake_runs):
+    words = ["reproduce", "table1", "--datasets", "SVHN", "--ipc", "10", "--rows", "DC", "--experiments", "1"]
+    assert main(words) == 0
+    assert main([*words, "--compile", "true", "--model.real_chunk_size", "8", "--checkpoint.every_n", "5"]) == 0
+    assert main([*words, "--trainer.max_epochs", "8"]) == 1
+
+
 def test_selections_and_the_upper_bound_are_cells_too(fake_runs):
     assert main(["reproduce", "table1", "--datasets", "SVHN", "--ipc", "10", "--experiments", "2"]) == 0
     kinds = [command[0] for command in fake_runs]
@@ -327,4 +334,9 @@ def test_selections_and_the_upper_bound_are_cells_too(fake_runs):
     seeds = [command[command.index("--seed_everything") + 1] for command in fake_runs]
     assert seeds == ["0", "1"] * 4
     whole = [command for command in fake_runs if "[whole set]" in command]
-    assert [command[command.index("--method") + 1] for command in whole] == ["herding"] * 2
+    assert [command[command.index("--method") + 1] for command in whole] == [
+        *["herding"] * 2,
+        *["k-center"] * 2,
+        *["forgetting"] * 2,
+    ]
+    assert sum("[random, whole set]" in command for command in fake_runs) == 2

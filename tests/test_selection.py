@@ -9,6 +9,7 @@ from conftest import TinyData
 from dc_lightning.cli import main
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Recipe
+from dc_lightning.report import collect
 from dc_lightning.selection import (
     Forgetting,
     embed,
@@ -141,6 +142,21 @@ def test_the_command_selects_and_scores(tmp_path, monkeypatch, capsys):
     assert len(chosen) == 6
     assert Path("lightning_logs/version_0/synthetic.png").is_file()
     assert len(list(Path("lightning_logs/whole_set").iterdir())) == 1  # features and upper bound share it
+
+
+def test_random_images_are_a_set_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    words = [*SELECT, "--method", "random", "--evaluation.baselines", "[]"]
+    for seed in ("3", "4"):
+        assert main([*words, "--seed_everything", seed]) == 0
+    (first,), (other,) = (load_synthetic(f"lightning_logs/version_{version}/synthetic.pt") for version in (0, 1))
+    assert (first.source["method"], first.source["seed"], len(first)) == ("random", 3, 6)
+    assert not torch.equal(first.images, other.images)
+    assert not Path("lightning_logs/whole_set").exists()  # nothing is trained for it
+    rows, _, problems = collect([Path("lightning_logs")])
+    (row,) = rows
+    assert (row.key.method, row.sets, len(row.accuracies), problems) == ("random", 2, 4, [])
 
 
 @pytest.mark.parametrize(
