@@ -32,7 +32,7 @@ from dc_lightning.evaluation import (
 )
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.progress import RunProgress
-from dc_lightning.results import Column, environment, now, print_table, read_results, write_results
+from dc_lightning.results import Column, Evaluated, environment, now, print_table, read_results, write_results
 from dc_lightning.seeds import derive_seed
 from dc_lightning.selection import Method, Selection, WholeSetNetwork, require_embed, select, whole_set_network
 from dc_lightning.synthetic import SyntheticSet
@@ -45,7 +45,8 @@ class EvaluationCallback(Callback):
 
     It evaluates before the first iteration and after every `every_n`, if that is not 0, and always at the end. Each
     time the set that is evaluated is written first: ``synthetic.pt`` and ``synthetic.png``, and the grid of every
-    evaluation under ``images/``; at the end ``results.json`` and a table.
+    evaluation under ``images/``; at the end ``results.json`` and a table. An evaluation that is stopped goes on where
+    it was.
 
     Args:
         networks: test networks, a list or a pool's name; see `dc_lightning.evaluation.pool`.
@@ -265,7 +266,11 @@ class EvaluationCallback(Callback):
                 title,
                 epochs,
                 train,
+                self._evaluated(),
             )
+
+    def _evaluated(self) -> Evaluated:
+        return Evaluated(self.folder / ".evaluated", self._group.rank)
 
     def _evaluate(
         self, trainer: Trainer, module: CondensationModule, iteration: int
@@ -378,6 +383,7 @@ class EvaluationCallback(Callback):
         }
         if trainer.is_global_zero:
             write_results(self.folder / "results.json", self.results)
+            self._evaluated().remove()
         if isinstance(trainer.progress_bar_callback, RunProgress):
             trainer.progress_bar_callback.close()
 

@@ -4,10 +4,12 @@ One code path scores every set: condensed, random, selected, the authors', the w
 ``evaluate_synset`` and ``epoch`` in ``utils.py`` of the authors' code).
 """
 
+import hashlib
+import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -372,6 +374,7 @@ def evaluate_sets(
     title: str = "evaluation",
     epochs: int | None = None,
     train: Train | None = None,
+    known: MutableMapping[str, float] | None = None,
 ) -> list[Score]:
     """Accuracies of fresh networks of each architecture, each trained on one of the sets.
 
@@ -390,6 +393,7 @@ def evaluate_sets(
         title: what is evaluated, for ``progress``.
         epochs: E in place of the recipe's.
         train: see `Train`; None is `train_and_test`.
+        known: accuracies that `train_and_test` found before, by all that bears on them; what it finds is added.
 
     Returns:
         One `Score` an architecture, with ``len(sets) * num_networks`` accuracies, set by set.
@@ -406,7 +410,13 @@ def evaluate_sets(
 
     def train_by_recipe(chosen: SyntheticSet, network: Spec, seed: int, report: Callable[[float], None]) -> float:
         images, labels = chosen.images, chosen.labels
-        return train_and_test(images, labels, network, data, recipe, seed, device, epochs, progress=report)[0]
+        job = _identity(chosen, network, data, recipe, seed, epochs) if known is not None else ""
+        if known is None or job not in known:
+            found, _ = train_and_test(images, labels, network, data, recipe, seed, device, epochs, progress=report)
+            if known is None:
+                return found
+            known[job] = found
+        return known[job]
 
     for done, index in enumerate(mine):
         network, number = jobs[index]
@@ -435,6 +445,16 @@ def evaluate_sets(
             )
         )
     return scores
+
+
+def _identity(
+    chosen: SyntheticSet, network: Spec, data: CondensationDataModule, recipe: Recipe, seed: int, epochs: int | None
+) -> str:
+    """A digest of all that bears on the accuracy of a network but the machine."""
+    settings = [network, data.dataset_name, [part_name(name) for name in recipe.augmentation_for(network, data)]]
+    text = json.dumps([*settings, asdict(recipe), seed, epochs, *data.mean, *data.std], default=str)
+    tensors = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in (chosen.images, chosen.labels))
+    return hashlib.blake2b(text.encode() + tensors, digest_size=16).hexdigest()
 
 
 def evaluation_seed(seed: int, network: Spec, number: int) -> int:

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import shutil
+from collections import UserDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -93,6 +95,36 @@ def _processor() -> str:
 def now() -> str:
     """The time, ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class Evaluated(UserDict[str, float]):
+    """Accuracies found so far, kept in a folder, so that an evaluation that is stopped goes on where it was.
+
+    Args:
+        folder: with one file a process.
+        rank: of this process.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        super().__init__()
+        self.folder, self.path = folder, folder / f"{rank}.jsonl"
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text(errors="replace").splitlines():
+                try:
+                    job, accuracy = json.loads(line)
+                    self.data[str(job)] = float(accuracy)
+                except (ValueError, TypeError):  # cut off when the process was killed
+                    continue
+
+    def __setitem__(self, job: str, accuracy: float) -> None:
+        super().__setitem__(job, accuracy)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(f"\n{json.dumps([job, accuracy])}")
+
+    def remove(self) -> None:
+        """Once there are whole results."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def write_results(path: str | Path, content: Mapping[str, Any]) -> None:

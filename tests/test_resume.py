@@ -203,6 +203,7 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_how_to_go_on(whole, tmp
     assert "No space left on device" in shown
     assert "lightning_logs/version_0/checkpoints/last.ckpt" in shown.splitlines()[-1]
     monkeypatch.setattr(dc_lightning.synthetic.os, "replace", replace)
+    time.sleep(1.1)  # TensorBoard orders files by name: the second, then a counter of the process as text
     assert main(shown.splitlines()[-1].split()[1:]) == 0
     assert_same(outcome(tmp_path), whole)
 
@@ -228,6 +229,7 @@ def test_a_disk_that_really_is_full(whole, small_disk, tmp_path, monkeypatch, ca
     shown = capsys.readouterr().err
     assert "No space left on device" in shown
     filler.unlink()
+    time.sleep(1.1)  # TensorBoard orders files by name: the second, then a counter of the process as text
     assert main(shown.splitlines()[-1].split()[1:]) == 0
     assert_same(outcome(small_disk), whole)
 

@@ -1,11 +1,13 @@
 """Herding, k-center and forgetting against versions that try everything, image by image."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TinyData
 
+from dc_lightning import evaluation
 from dc_lightning.cli import main
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Recipe
@@ -157,6 +159,37 @@ def test_random_images_are_a_set_like_any_other(tmp_path, monkeypatch):
     rows, _, problems = collect([Path("lightning_logs")])
     (row,) = rows
     assert (row.key.method, row.sets, len(row.accuracies), problems) == ("random", 2, 4, [])
+
+
+def test_an_evaluation_that_is_stopped_goes_on_with_the_networks_that_are_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    original, done, stop_at = evaluation.train_and_test, [], [3]
+
+    def counting(*args, **kwargs):
+        if len(done) + 1 == stop_at[0]:
+            raise RuntimeError("stopped")
+        found = original(*args, **kwargs)
+        done.append(found[0])
+        return found
+
+    monkeypatch.setattr(evaluation, "train_and_test", counting)
+    words = [*SELECT, "--method", "random", "--evaluation.baselines", "[]", "--trainer.logger.version", "one"]
+    words += ["--evaluation.networks", "[MLP, ConvNetD1]"]
+    folder = Path("lightning_logs/one")
+    with pytest.raises(RuntimeError, match="stopped"):
+        main(words)
+    assert len(done) == 2
+    with (folder / ".evaluated/0.jsonl").open("a") as file:
+        file.write('\n["cut off')
+    stop_at[0] = 0
+    assert main(words) == 0
+    assert len(done) == 4  # two networks of two architectures
+    columns = json.loads((folder / "results.json").read_text())["columns"]
+    assert [a for column in columns for score in column["scores"] for a in score["accuracies"]] == done
+    assert not (folder / ".evaluated").exists()
+    assert main(words) == 0
+    assert len(done) == 8  # finished: what is asked for again is done again
 
 
 @pytest.mark.parametrize(
