@@ -347,7 +347,8 @@ def tables(rows: Sequence[Row]) -> list[Matrix]:
                     columns=[name for name in tested if any(row.key.tested_on == name for row in shown)],
                 )
                 made_by = [*tested, *dict.fromkeys(network for network, _ in TABLE_2)]
-                for row in sorted(shown, key=lambda row: (_place(row.key.network, made_by), _order(row))):
+                shown.sort(key=lambda row: (row.key.method != "DC", _place(row.key.network, made_by), _order(row)))
+                for row in shown:
                     table.cells[row.made, row.key.tested_on] = _cell(row)
                 found.append(table)
         condensed = [row for row in rows if (row.key.dataset, row.key.ipc, row.key.method) == (dataset, ipc, "DC")]
