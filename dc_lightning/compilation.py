@@ -7,6 +7,8 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from dc_lightning.errors import first_line
+
 _MOST_VERSIONS = 64  # of one network's code: shapes of batches, train and eval mode, members of a pool
 
 _enabled = False
@@ -54,8 +56,8 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
                 raise
             compile_networks(False)
             rank_zero_warn(
-                f"Networks cannot be compiled here ({_reason(error)}); going on without. Install a C++ compiler (on a "
-                "GPU: Triton), or leave the compilation off."
+                f"Networks cannot be compiled here ({first_line(error)}); going on without. Install a C++ compiler (on "
+                "a GPU: Triton), or leave the compilation off."
             )
             call = network.__call__
             return call(images)
@@ -66,7 +68,3 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def _is_of_the_compiler(error: BaseException) -> bool:
     """Tells what the compiler says from what the network itself would say without it."""
     return isinstance(error, torch._dynamo.exc.TorchDynamoException) or "torch.compile" in str(error)
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

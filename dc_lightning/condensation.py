@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from dc_lightning.compilation import compiled
 from dc_lightning.data import CondensationDataModule, RealImages
-from dc_lightning.errors import InputError
+from dc_lightning.errors import InputError, first_line
 from dc_lightning.matching import Forward, freeze_batch_norm, has_batch_norm, match_class, match_classes
 from dc_lightning.parts import Spec, as_spec, check_network, find_distance, make_network, part_name
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
@@ -183,17 +183,15 @@ class CondensationModule(LightningModule):
     def _check_batch_classes(self) -> None:
         data = self.data
         network = make_network(self.network_spec, data.channels, data.num_classes, data.image_size, seed=0)
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
         images, labels = torch.zeros(2, 2, data.channels, *data.image_size), torch.arange(2)
+        if has_batch_norm(network):
+            freeze_batch_norm(network, images.flatten(0, 1))
         try:
             match_classes(network, images, images, labels, self.distance)
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(
                 f"{part_name(self.network_spec)} with the distance {part_name(self.distance_spec)} cannot be matched "
-                f"in one pass ({reason}); leave model.batch_classes off."
+                f"in one pass ({first_line(error)}); leave model.batch_classes off."
             ) from error
 
     def on_train_start(self) -> None:

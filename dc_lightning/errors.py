@@ -12,6 +12,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, short enough to be quoted in a sentence of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class OneSentenceParser(argparse.ArgumentParser):
     """Raises `InputError` for words that it does not understand, without the usage before it."""
 
