@@ -49,7 +49,7 @@ def default_chunk_size(device: torch.device) -> int | None:
 
 _MAY_CHANGE = (
     *("real_chunk_size", "batch_classes"),  # on a resume: memory and speed,
-    "lr_images",  # and what a run that diverged needs
+    *("lr_images", "lr_images_cooldown"),  # and what a run that diverged, or is to end, needs
 )
 
 
@@ -83,6 +83,8 @@ class CondensationModule(LightningModule):
         outer_steps: matching steps an outer iteration; None takes `default_loops`.
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
         lr_images: learning rate of the images; the paper's is 0.1, and 0.01 for the MLP.
+        lr_images_cooldown: share of the outer iterations, the last ones, over which that rate falls linearly to zero,
+            in [0, 1]; the paper's is 0. A rate that is high at first then costs no accuracy in the end.
         momentum_images: momentum of the images, kept through the whole run.
         lr_network: learning rate of the inner loop.
         batch_synthetic: batch size of the inner loop.
@@ -109,6 +111,7 @@ class CondensationModule(LightningModule):
         outer_steps: int | None = None,
         inner_epochs: int | None = None,
         lr_images: float = 0.1,
+        lr_images_cooldown: float = 0.0,
         momentum_images: float = 0.5,
         lr_network: float = 0.01,
         batch_synthetic: int = 256,
@@ -129,6 +132,8 @@ class CondensationModule(LightningModule):
         ):
             if value is not None and not value >= least:
                 raise InputError(f"{name} must be at least {least}, got {value}.")
+        if not 0 <= lr_images_cooldown <= 1:
+            raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
         if init not in ("noise", "real"):
             raise InputError(f"init must be 'noise' or 'real', got '{init}'.")
         own, plain = type(self), CondensationModule
@@ -145,6 +150,7 @@ class CondensationModule(LightningModule):
         self.outer_steps = default_steps if outer_steps is None else outer_steps
         self.inner_epochs = default_epochs if inner_epochs is None else inner_epochs
         self.lr_images, self.momentum_images, self.lr_network = lr_images, momentum_images, lr_network
+        self.lr_images_cooldown = lr_images_cooldown
         self.batch_synthetic, self.batch_norm_images = batch_synthetic, batch_norm_images
         self.real_chunk_size, self.batch_classes = real_chunk_size, batch_classes
         # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
@@ -206,6 +212,11 @@ class CondensationModule(LightningModule):
                 f"An outer iteration has {self.outer_steps} matching steps, but the Trainer would run {steps}: leave "
                 "out trainer.limit_train_batches and trainer.overfit_batches; model.outer_steps sets their number."
             )
+        if self.lr_images_cooldown and not (self.trainer.max_epochs or 0) > 0:
+            raise InputError(
+                "model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs, the number of "
+                "outer iterations."
+            )
 
     def _initial_images(self) -> Tensor:
         data = self.data
@@ -245,6 +256,9 @@ class CondensationModule(LightningModule):
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        if self.lr_images_cooldown:
+            for group in optimizer.param_groups:
+                group["lr"] = self._cooled_lr(batch_idx)
         optimizer.step()
         self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
         self._steps = batch_idx + 1
@@ -252,6 +266,13 @@ class CondensationModule(LightningModule):
         if batch_idx < self.outer_steps - 1:
             with self._seeded("train", batch_idx):
                 self.train_network(network, batch_idx)
+
+    def _cooled_lr(self, batch_idx: int) -> float:
+        """Learning rate of the images; a function of the step alone, so that a resume finds it again."""
+        epochs = self.trainer.max_epochs
+        assert epochs is not None
+        left = 1 - (self.current_epoch + batch_idx / self.outer_steps) / epochs  # of the run, above 0
+        return self.lr_images * min(left / self.lr_images_cooldown, 1)
 
     def _match(self, network: nn.Module, batch: RealImages, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Sum of the distances of this process' classes, and its derivative with respect to all images."""
@@ -465,6 +486,7 @@ class CondensationModule(LightningModule):
                 "outer_steps": self.outer_steps,
                 "inner_epochs": self.inner_epochs,
                 "lr_images": self.lr_images,
+                "lr_images_cooldown": self.lr_images_cooldown,
                 "momentum_images": self.momentum_images,
                 "lr_network": self.lr_network,
                 "batch_synthetic": self.batch_synthetic,

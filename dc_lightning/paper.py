@@ -74,6 +74,7 @@ PROTOCOL: dict[str, object] = {
     "iterations": 1000,
     "real images": 256,
     "init": "noise",
+    "image lr cooldown": 0.0,
     "momentum": 0.5,
     "network lr": 0.01,
     "inner batch": 256,

@@ -142,6 +142,7 @@ def _condensation_departures(source: Mapping[str, Any], configuration: Mapping[s
         "outer steps": source.get("outer_steps", model.get("outer_steps")),
         "inner epochs": source.get("inner_epochs", model.get("inner_epochs")),
         "image lr": source.get("lr_images", model.get("lr_images")),
+        "image lr cooldown": source.get("lr_images_cooldown", model.get("lr_images_cooldown")),
         "momentum": source.get("momentum_images", model.get("momentum_images")),
         "network lr": source.get("lr_network", model.get("lr_network")),
         "inner batch": source.get("batch_synthetic", model.get("batch_synthetic")),
