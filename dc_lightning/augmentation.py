@@ -23,26 +23,36 @@ _NOISE = 0.001
 NAMES = ("crop", "scale", "rotate", "noise")
 
 
-def augment(images: Tensor, operations: Sequence[Operation], generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor,
+    operations: Sequence[Operation],
+    generator: torch.Generator,
+    batch_sizes: Sequence[int] | None = None,
+) -> Tensor:
     """Applies to every image one of the operations, each as likely as the others.
 
     Args:
-        images: float, ``(n, C, H, W)``; left as they are.
+        images: float, ``(n, C, H, W)``, of one batch or of several in a row; left as they are.
         operations: at least one.
         generator: on the CPU, so that every device draws the same.
+        batch_sizes: images of each batch; None takes all as one.
 
     Returns:
         float, ``(n, C, H, W)``.
     """
-    mean = images.mean(dim=(0, 2, 3))
-    choice = torch.randint(len(operations), (len(images),), generator=generator)
-    augmented = images.clone()
-    for number, operation in enumerate(operations):
-        rows = torch.nonzero(choice == number).flatten()
-        if len(rows):
-            rows = rows.to(images.device, non_blocking=True)
-            augmented.index_copy_(0, rows, operation(images.index_select(0, rows), generator, mean))
-    return augmented
+    device, count = images.device, len(images)
+    sizes = torch.tensor(batch_sizes or [count])
+    batch = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)
+    sums = images.new_zeros(len(sizes), images.shape[1]).index_add_(0, batch, images.mean(dim=(2, 3)))
+    mean = (sums / sizes[:, None].to(device, non_blocking=True)).index_select(0, batch)
+
+    choice = torch.randint(len(operations), (count,), generator=generator)
+    order = choice.argsort(stable=True)
+    shares = torch.bincount(choice, minlength=len(operations)).tolist()
+    there, back = (rows.to(device, non_blocking=True) for rows in (order, order.argsort()))
+    parts = zip(*(tensor.index_select(0, there).split(shares) for tensor in (images, mean)), operations, strict=True)
+    augmented = [operation(part, generator, its_mean) for part, its_mean, operation in parts if len(part)]
+    return torch.cat(augmented).index_select(0, back)
 
 
 def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
@@ -51,14 +61,14 @@ def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     Args:
         images: float, ``(n, C, H, W)``.
         generator: on the CPU.
-        mean: of each channel of the batch, ``(C,)``.
+        mean: of each channel of the batch that the image belongs to, ``(n, C)``.
 
     Returns:
         float, ``(n, C, H, W)``.
     """
     count, _, height, width = images.shape
     top, left = torch.randint(2 * _CROP_PADDING, (2, count), generator=generator).to(images.device, non_blocking=True)
-    padded = mean.view(1, -1, 1, 1).repeat(count, 1, height + 2 * _CROP_PADDING, width + 2 * _CROP_PADDING)
+    padded = mean[:, :, None, None].repeat(1, 1, height + 2 * _CROP_PADDING, width + 2 * _CROP_PADDING)
     padded[:, :, _CROP_PADDING:-_CROP_PADDING, _CROP_PADDING:-_CROP_PADDING] = images
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(count, device=images.device), :, top, left]
@@ -99,7 +109,7 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     positions, weights, inside = (part.index_select(0, rows) for part in table[:3])
     taps = grid_sample(coefficients, positions, align_corners=True)
     rotated = (taps.view(count, channels, 4, height, width) * weights[:, None]).sum(dim=2)
-    return torch.where(inside[:, None], rotated, mean.mean())
+    return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
 
 
 class _Rotations(NamedTuple):

@@ -13,7 +13,7 @@ SIZES = [(28, 28), (32, 32), (8, 8), (28, 20)]
 def batch(size, count=60, channels=3):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, channels, *size, generator=generator)
-    return images, images.mean(dim=(0, 2, 3))
+    return images, images.mean(dim=(2, 3))  # as if each were a batch of its own
 
 
 def twin():
@@ -31,8 +31,8 @@ def test_rotate_is_scipys(size):
     generator, other = twin()
     rotated = rotate(images, generator, mean)
     angles = torch.randint(-45, 45, (len(images),), generator=other)
-    for image, angle, ours in zip(images, angles, rotated, strict=True):
-        frame = scipy_rotate(image.numpy(), int(angle), axes=(-2, -1), cval=float(mean.mean()))
+    for image, angle, fill, ours in zip(images, angles, mean.mean(dim=1), rotated, strict=True):
+        frame = scipy_rotate(image.numpy(), int(angle), axes=(-2, -1), cval=float(fill))
         torch.testing.assert_close(ours, torch.tensor(centre_cut(frame, size)), atol=1e-4, rtol=0)
 
 
@@ -57,8 +57,8 @@ def test_crop_is_the_authors(size):
     generator, other = twin()
     cropped = crop(images, generator, mean)
     offsets = torch.randint(8, (2, len(images), 1), generator=other)
-    for image, top, left, ours in zip(images, *offsets, cropped, strict=True):
-        frame = mean.view(-1, 1, 1).repeat(1, size[0] + 8, size[1] + 8)
+    for image, fill, top, left, ours in zip(images, mean, *offsets, cropped, strict=True):
+        frame = fill.view(-1, 1, 1).repeat(1, size[0] + 8, size[1] + 8)
         frame[:, 4:-4, 4:-4] = image
         expected = frame[:, int(top) : int(top) + size[0], int(left) : int(left) + size[1]]
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
@@ -74,7 +74,7 @@ def test_noise_has_its_size():
 def test_draws_cover_their_ranges():
     """Offsets 0..7, whole angles -45..44, factors 0.8..1.2 on each side by itself, all about equally often."""
     ramp = torch.arange(16.0).repeat(4000, 1, 16, 1)  # a pixel says which column it came from
-    mean = torch.tensor([-100.0])
+    mean = torch.full((4000, 1), -100.0)
     left = crop(ramp, torch.Generator().manual_seed(0), mean)[:, 0, 8, 8] - 8 + 4
     counts = torch.bincount(left.round().long(), minlength=8)
     assert counts.shape == (8,)
@@ -88,7 +88,7 @@ def test_draws_cover_their_ranges():
     assert abs(float(torch.corrcoef(torch.stack([heights, widths]))[0, 1])) < 0.05
     dot = torch.zeros(4000, 1, 41, 41)
     dot[:, :, 20, 38:41] = 1  # right of the centre; where it goes says the angle
-    turned = rotate(dot, torch.Generator().manual_seed(0), torch.zeros(1))[:, 0].clamp(min=0)
+    turned = rotate(dot, torch.Generator().manual_seed(0), torch.zeros(4000, 1))[:, 0].clamp(min=0)
     grid = torch.arange(41.0) - 20
     rows, columns = ((turned * axis).sum((1, 2)) for axis in (grid[:, None], grid[None, :]))
     angles = torch.rad2deg(torch.atan2(-rows, columns))  # about: the dot is some pixels large
@@ -107,11 +107,17 @@ def test_every_image_gets_one_operation_as_likely_as_the_others():
     assert torch.equal(images, torch.zeros_like(images))
 
 
-def test_the_mean_is_that_of_the_whole_batch():
-    images, mean = batch((8, 8))
-    seen = []
-    augment(images, [lambda x, generator, m: seen.append(m) or x] * 2, torch.Generator().manual_seed(0))
-    assert all(torch.equal(m, mean) for m in seen)
+@pytest.mark.parametrize("sizes", [None, [20, 40]])
+def test_the_mean_is_that_of_the_whole_batch(sizes):
+    images, _ = batch((8, 8))
+    stamped = augment(images, [lambda x, generator, mean: mean] * 2, torch.Generator().manual_seed(0), sizes)
+    means = [part.mean(dim=(0, 2, 3)).expand(len(part), 3) for part in images.split(sizes or len(images))]
+    torch.testing.assert_close(stamped, torch.cat(means))
+
+
+def test_images_keep_their_places():
+    images = torch.randn(50, 1, 2, 2)
+    assert torch.equal(augment(images, [lambda x, *_: x] * 3, torch.Generator().manual_seed(0)), images)
 
 
 def test_the_same_generator_gives_the_same_images():

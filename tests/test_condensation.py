@@ -132,6 +132,8 @@ def test_loops_between_the_rows_of_the_paper():
         ({"outer_steps": 0}, "outer_steps must be at least 1"),
         ({"lr_images": float("nan")}, "lr_images must be at least 0"),
         ({"init": "zeros"}, "'noise' or 'real', got 'zeros'"),
+        ({"lr_images_cooldown": 1.5}, "from 0 to 1, got 1.5"),
+        ({"lr_images_cooldown": float("nan")}, "from 0 to 1, got nan"),
         ({"distance": "l2"}, "ours, mse, cos"),
         ({"real_chunk_size": 0}, "real_chunk_size"),
     ],
@@ -162,6 +164,29 @@ def test_a_method_that_has_no_pass_over_all_classes_says_so(tmp_path):
 def test_matching_steps_are_not_left_out(tmp_path):
     with pytest.raises(InputError, match="2 matching steps, but the Trainer would run 1"):
         trainer(tmp_path, limit_train_batches=1).fit(CondensationModule(network="MLP", ipc=2), datamodule=TinyData())
+
+
+@pytest.mark.parametrize(
+    ("cooldown", "expected"),
+    [(0.0, [0.4] * 8), (0.5, [0.4] * 5 + [0.3, 0.2, 0.1]), (1.0, [0.4 * left / 8 for left in range(8, 0, -1)])],
+)
+def test_the_image_learning_rate_cools_down_at_the_end(cooldown, expected, tmp_path, monkeypatch):
+    rates, step = [], torch.optim.SGD.step
+
+    def noting(self, *args, **kwargs):
+        if self.param_groups[0]["momentum"]:  # the images', not the networks'
+            rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    condense(tmp_path, epochs=4, lr_images=0.4, lr_images_cooldown=cooldown)
+    assert rates == pytest.approx(expected)
+
+
+def test_a_cooldown_needs_an_end(tmp_path):
+    module = CondensationModule(network="MLP", ipc=2, lr_images_cooldown=0.5)
+    with pytest.raises(InputError, match=r"lr_images_cooldown needs to know .* give trainer.max_epochs"):
+        trainer(tmp_path, epochs=-1, max_steps=3).fit(module, datamodule=TinyData())
 
 
 def test_real_init_with_too_few_images_names_the_classes(tmp_path):

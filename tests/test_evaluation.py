@@ -65,7 +65,7 @@ def test_the_recipe_against_a_plain_loop(tiny_data):
     accuracy, trained = train_and_test(synthetic.images, synthetic.labels, "MLP", tiny_data, recipe, seed, CPU)
     network = evaluation.make_network("MLP", 1, 3, (6, 6), seed)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    batches = iter(evaluation._EpochBatches(12, 7, 7, seed))
+    batches = evaluation._Batches(synthetic.images, synthetic.labels, 7, 7, seed).rows()
     for epoch in range(7):
         for _ in range(2):
             rows = next(batches)
@@ -81,10 +81,30 @@ def test_the_recipe_against_a_plain_loop(tiny_data):
 
 
 def test_batches_are_whole_epochs():
-    batches = list(evaluation._EpochBatches(5, 2, 3, 0))
-    assert [len(batch) for batch in batches] == [2, 2, 1] * 3
-    rows = torch.tensor([row for batch in batches for row in batch]).view(3, 5)
+    images, labels = torch.arange(5.0).view(5, 1, 1, 1), torch.arange(5) + 10
+    batches = evaluation._Batches(images, labels, batch_size=2, epochs=3, seed=0)
+    assert len(batches) == 9
+    seen = [tuple(part.flatten().tolist() for part in batch) for batch in batches]
+    assert [len(rows) for _, _, rows in seen] == [2, 2, 1] * 3
+    assert all(pixels == rows and targets == [row + 10 for row in rows] for pixels, targets, rows in seen)
+    rows = torch.tensor([row for _, _, batch in seen for row in batch]).view(3, 5)
     assert torch.equal(rows.sort(dim=1).values, torch.arange(5).expand(3, 5))
+    assert not torch.equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("together", [1, 7, 2048])
+def test_batches_are_augmented_each_with_its_own_mean(together, monkeypatch):
+    """As many at once as there is room for: nothing is lost, mixed up, or filled with the mean of another batch."""
+    monkeypatch.setattr(evaluation, "_TOGETHER", together)
+    images, labels = torch.randn(5, 2, 3, 3), torch.arange(5)
+
+    def stamp(images, generator, mean):
+        return torch.cat([images.flatten(1), mean], dim=1)
+
+    for batch, targets, rows in evaluation._Batches(images, labels, 2, 4, 0, [stamp, stamp]):
+        assert torch.equal(batch[:, :-2], images[rows].flatten(1))
+        assert torch.equal(targets, rows)
+        torch.testing.assert_close(batch[:, -2:], images[rows].mean(dim=(0, 2, 3)).expand(len(rows), 2))
 
 
 def test_pools():

@@ -23,7 +23,8 @@ from dc_lightning.synthetic import load_synthetic
 RUN = Path("lightning_logs/version_0")
 ARGS = [
     *("fit", "--data", "conftest.TinyData", "--model.network", "MLP", "--model.ipc", "2", "--model.outer_steps", "3"),
-    *("--model.inner_epochs", "1", "--trainer.max_epochs", "12", "--trainer.accelerator", "cpu"),
+    *("--model.inner_epochs", "1", "--model.lr_images_cooldown", "0.5"),
+    *("--trainer.max_epochs", "12", "--trainer.accelerator", "cpu"),
     *("--evaluation.num_networks", "2", "--evaluation.every_n", "4", "--evaluation.recipe.epochs", "4"),
     *("--checkpoint.every_n", "4", "--checkpoint.last_every_seconds", "0"),
 ]
