@@ -48,7 +48,7 @@ class _ImagesInMemory:
         self.images = images
 
     def take(self, rows: Tensor) -> Tensor:
-        return self.images[rows.to(self.images.device, non_blocking=True)]
+        return self.images.index_select(0, rows.to(self.images.device, non_blocking=True))
 
     def to(self, device: torch.device) -> "_ImagesInMemory":
         return self if self.images.device == device else _ImagesInMemory(self.images.to(device))

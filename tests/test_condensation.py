@@ -183,6 +183,21 @@ def test_the_image_learning_rate_cools_down_at_the_end(cooldown, expected, tmp_p
     assert rates == pytest.approx(expected)
 
 
+def test_lightnings_callbacks_can_watch_the_matching_loss(tmp_path):
+    seen = []
+
+    class Watch(pl.callbacks.EarlyStopping):
+        def _run_early_stopping_check(self, trainer):
+            seen.append(float(trainer.callback_metrics["matching_loss"]))
+            super()._run_early_stopping_check(trainer)
+
+    module = CondensationModule(network="MLP", ipc=2)
+    watching = trainer(tmp_path, epochs=9, callbacks=[Watch("matching_loss", stopping_threshold=1e9)])
+    watching.fit(module, datamodule=TinyData())
+    assert watching.current_epoch == 1
+    assert seen == [module._curve[1]]
+
+
 def test_a_cooldown_needs_an_end(tmp_path):
     module = CondensationModule(network="MLP", ipc=2, lr_images_cooldown=0.5)
     with pytest.raises(InputError, match=r"lr_images_cooldown needs to know .* give trainer.max_epochs"):
