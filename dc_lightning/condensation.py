@@ -309,7 +309,7 @@ class CondensationModule(LightningModule):
             InputError: if so; the checkpoints are from before.
         """
         self.require_finite()
-        self.trainer.callback_metrics["matching_loss"] = self.matching_loss  # for monitors; self.log takes a millisecond
+        self.trainer.callback_metrics["matching_loss"] = self.matching_loss  # self.log takes a millisecond
         self._curve = self.current_epoch + 1, float(self.matching_loss)
         self._log_loss()
         self._losses = torch.zeros_like(self._losses)
