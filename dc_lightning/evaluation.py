@@ -326,7 +326,8 @@ def train_and_test(
     if epochs is None:
         epochs = recipe.epochs_augmented if augmentation else recipe.epochs
     batches = _Batches(
-        *(part.detach().to(device) for part in (images, labels)),
+        images.detach().to(device),
+        labels.to(device),
         recipe.batch_size,
         epochs + 1,
         seed,
