@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
+from textwrap import fill
 from typing import Any, get_args
 
 from rich.console import Console
@@ -473,7 +474,9 @@ def plot(rows: Sequence[Row]) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.5 + 0.32 * len(rows)), layout="constrained")
+    labels = [fill(f"{row.label}, tested on {row.key.tested_on}", width=75) for row in reversed(rows)]
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure = Figure(figsize=(9, 1.5 + 0.2 * len(rows) + 0.12 * lines), layout="constrained")
     axes = figure.subplots()
     found: list[list[Accuracy | None]] = [[row.accuracy for row in rows], [row.paper for row in rows]]
     for number, (name, marker, color) in enumerate((("here", "o", "tab:blue"), ("paper", "s", "tab:gray"))):
@@ -482,7 +485,6 @@ def plot(rows: Sequence[Row]) -> bytes:
             places, means, stds = zip(*((place - 0.25 * number, *pair) for place, pair in shown), strict=True)
             axes.errorbar(means, places, xerr=stds, fmt=marker, color=color, capsize=3, ms=5, label=name)
     axes.legend(loc="lower left", fontsize=8)
-    labels = [f"{row.label}, tested on {row.key.tested_on}" for row in reversed(rows)]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("test accuracy in %, mean and std")
     axes.grid(axis="x", alpha=0.3)
