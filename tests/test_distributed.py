@@ -303,9 +303,8 @@ def test_bad_input_is_said_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_first_process_stops_all_and_saves(signum, one_process, tmp_path):
-    process = start(
-        ["dc_lightning", *ARGS, *DDP, "--evaluation.every_n", "0", "--trainer.max_epochs", "2000"], tmp_path
-    )
+    args = [*ARGS, "--evaluation.every_n", "0", "--model.lr_images_cooldown", "0"]  # which looks ahead to the end
+    process = start(["dc_lightning", *args, *DDP, "--trainer.max_epochs", "2000"], tmp_path)
     while "outer iteration 100/" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signum)
@@ -314,7 +313,7 @@ def test_a_signal_to_the_first_process_stops_all_and_saves(signum, one_process, 
     assert "Stopped by" in output
     saved = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
     assert saved["epoch"] >= 99
-    ahead = [*ARGS, "--evaluation.every_n", "0", "--trainer.max_epochs", str(saved["epoch"] + 2)]
+    ahead = [*args, "--trainer.max_epochs", str(saved["epoch"] + 2)]
     assert run([*ahead, "--ckpt_path", "last"], tmp_path) == 0
     (tmp_path / "whole").mkdir()
     assert run(ahead, tmp_path / "whole") == 0

@@ -1,5 +1,6 @@
 """The memory of a matching step: that of one class, and of one chunk, however many there are."""
 
+import ctypes
 import multiprocessing
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ class PeakOfAStep(pl.Callback):
 
 def measure(classes, batch_real, chunk, found):
     torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed goes back at once, and is not counted
     peak = PeakOfAStep()
     trainer = pl.Trainer(
         max_epochs=1,
