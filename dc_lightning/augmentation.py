@@ -1,7 +1,8 @@
-"""The evaluation's augmentation: for every image one operation, drawn uniformly, all images of a batch at once.
+"""The evaluation's augmentation: for every image one operation, drawn uniformly, all images of many batches at once.
 
 The distributions are those of ``augment`` (``utils.py`` of the authors' code), which goes image by image.
-An operation is any callable ``(images, generator, mean) -> images``.
+An operation is any callable ``(images, generator, mean) -> images``: the images it gets, ``(n, C, H, W)``, may be of
+several batches; the mean is that of each image's batch, ``(n, C)``; it gives one image for each.
 """
 
 import math
@@ -82,7 +83,7 @@ def scale(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     """
     count, channels, height, width = images.shape
     factors = 1 - _SCALE + 2 * _SCALE * torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
-    scaled = (factors * torch.tensor([height, width]).view(2, 1, 1)).long()
+    scaled = (factors * torch.tensor([height, width]).view(2, 1, 1)).long().clamp(min=1)
     canvas = scaled.amax(dim=0).clamp(min=max(height, width))  # a square that holds the image before and after
     sources, insides = [], []
     for size, sides in zip((height, width), scaled, strict=True):
@@ -108,7 +109,7 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     coefficients = table.spline_rows @ images @ table.spline_columns.T
     positions, weights, inside = (part.index_select(0, rows) for part in table[:3])
     taps = grid_sample(coefficients, positions, align_corners=True)
-    rotated = (taps.view(count, channels, 4, height, width) * weights[:, None]).sum(dim=2)
+    rotated = taps.view(count, channels, 4, height, width).mul_(weights[:, None]).sum(dim=2)
     return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
 
 
@@ -126,7 +127,7 @@ class _Rotations(NamedTuple):
     spline_columns: Tensor  # (width + 2, width)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=2)  # 3.5 MB for images of 28x28, and grows with their pixels
 def _rotations(height: int, width: int, device: torch.device, dtype: torch.dtype) -> _Rotations:
     angles = torch.arange(-_ROTATION, _ROTATION, dtype=torch.float64).mul(math.pi / 180)
     cos, sin = angles.cos(), angles.sin()

@@ -84,7 +84,8 @@ class CondensationModule(LightningModule):
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
         lr_images: learning rate of the images; the paper's is 0.1, and 0.01 for the MLP.
         lr_images_cooldown: share of the outer iterations, the last ones, over which that rate falls linearly to zero,
-            in [0, 1]; the paper's is 0. A rate that is high at first then costs no accuracy in the end.
+            in [0, 1]; the paper's is 0. They end at ``trainer.max_epochs``: a finished run that goes on to more iterations
+            starts again at a higher rate.
         momentum_images: momentum of the images, kept through the whole run.
         lr_network: learning rate of the inner loop.
         batch_synthetic: batch size of the inner loop.
@@ -206,6 +207,7 @@ class CondensationModule(LightningModule):
         Raises:
             InputError: if so.
         """
+        self._losses = self._losses.to(self.device)
         steps = self.trainer.num_training_batches
         if steps != self.outer_steps and not getattr(self.trainer, "fast_dev_run", False):
             raise InputError(
@@ -251,7 +253,6 @@ class CondensationModule(LightningModule):
             with self._seeded("statistics", batch_idx):
                 freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
 
-        self._losses = self._losses.to(self.device)
         loss, derivative = self._match(network, batch, batch_idx)
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
         optimizer = self.optimizers()
@@ -268,7 +269,7 @@ class CondensationModule(LightningModule):
                 self.train_network(network, batch_idx)
 
     def _cooled_lr(self, batch_idx: int) -> float:
-        """Learning rate of the images; a function of the step alone, so that a resume finds it again."""
+        """Learning rate of the images; a function of the step and the run's end, so that a resume finds it again."""
         epochs = self.trainer.max_epochs
         assert epochs is not None
         left = 1 - (self.current_epoch + batch_idx / self.outer_steps) / epochs  # of the run, above 0
@@ -287,14 +288,14 @@ class CondensationModule(LightningModule):
                 continue
             with self._seeded("match", batch_idx, label):
                 distance, by_class[label] = self.match(network, real, synthetic[label], label)
-            loss += distance
+            loss += distance.detach()
         for group in by_size.values():
             numbers, reals = zip(*group, strict=True)
             labels = torch.tensor(numbers).to(self.device, non_blocking=True)
             with self._seeded("match", batch_idx, *numbers):
                 distances, derivatives = self.match_classes(network, torch.stack(reals), synthetic[labels], labels)
             by_class.index_copy_(0, labels, derivatives.to(by_class.dtype))
-            loss += distances.sum()
+            loss += distances.detach().sum()
         return loss, derivative
 
     @property
@@ -410,7 +411,7 @@ class CondensationModule(LightningModule):
             if self._resumed_network is not None and batch_idx > 0:
                 network.load_state_dict(self._resumed_network)
             self._resumed_network = None
-            self._unregistered["network"] = network.to(self.device, self.images.dtype)
+            self._unregistered["network"] = network.to(self.device, self.images.dtype, non_blocking=True)
             self._forward = None
         return self._unregistered["network"]
 
@@ -468,7 +469,7 @@ class CondensationModule(LightningModule):
         """
         data = self.data
         return SyntheticSet(
-            images=self.images.detach().cpu().clone(),
+            images=self.images.detach().float().cpu().clone(),
             labels=self.labels.cpu().clone(),
             mean=data.mean,
             std=data.std,
@@ -487,6 +488,7 @@ class CondensationModule(LightningModule):
                 "inner_epochs": self.inner_epochs,
                 "lr_images": self.lr_images,
                 "lr_images_cooldown": self.lr_images_cooldown,
+                "max_epochs": self.trainer.max_epochs,  # the end that the cooldown was planned for
                 "momentum_images": self.momentum_images,
                 "lr_network": self.lr_network,
                 "batch_synthetic": self.batch_synthetic,

@@ -153,6 +153,9 @@ def _condensation_departures(source: Mapping[str, Any], configuration: Mapping[s
         "by": source.get("class"),
         "precision": source.get("precision"),
     }
+    planned = source.get("max_epochs")
+    if found["image lr cooldown"] and planned not in (None, found["iterations"]):  # it was not run to its end
+        found["image lr cooldown"] = f"{found['image lr cooldown']} of {planned} iterations"
     if (found["outer steps"] or steps) == 1:
         found["inner epochs"] = None  # there is no step to train for
     lr_images = 0.01 if part_name(source["network"]) == "MLP" else 0.1

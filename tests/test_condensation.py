@@ -198,6 +198,26 @@ def test_lightnings_callbacks_can_watch_the_matching_loss(tmp_path):
     assert seen == [module._curve[1]]
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_set_is_of_float32_whatever_the_precision(precision, tmp_path):
+    module = CondensationModule(network="MLP", ipc=2, inner_epochs=1)
+    trainer(tmp_path, precision=precision).fit(module, datamodule=TinyData())
+    assert module.images.dtype != torch.float32
+    assert module.synthetic_set(2).images.dtype == torch.float32
+
+
+def test_a_method_may_give_its_loss_with_the_graph(tmp_path):
+    class Method(CondensationModule):
+        def match(self, network, real, synthetic, label):
+            synthetic = synthetic.requires_grad_()
+            loss = (synthetic.mean() - real.mean()) ** 2
+            return loss, torch.autograd.grad(loss, synthetic, retain_graph=True)[0]
+
+    run = trainer(tmp_path, enable_checkpointing=True)
+    run.fit(Method(network="MLP", ipc=2, inner_epochs=1), datamodule=TinyData())
+    assert not run.callback_metrics["matching_loss"].requires_grad
+
+
 def test_a_cooldown_needs_an_end(tmp_path):
     module = CondensationModule(network="MLP", ipc=2, lr_images_cooldown=0.5)
     with pytest.raises(InputError, match=r"lr_images_cooldown needs to know .* give trainer.max_epochs"):
@@ -237,7 +257,7 @@ class Operations(TorchDispatchMode):
     """Counts operations, and those that would make the host wait for a GPU."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
-    METHODS = ("cpu", "numpy", "tolist", "item")
+    METHODS = ("cpu", "numpy", "tolist", "item", "to")
 
     def __init__(self):
         super().__init__()
@@ -258,9 +278,11 @@ class Operations(TorchDispatchMode):
         return super().__enter__()
 
     def _noting(self, name, original):
-        def noting(tensor, *args):
-            self.waiting.append(name)
-            return original(tensor, *args)
+        def noting(tensor, *args, **kwargs):
+            to_a_device = any(isinstance(argument, torch.device) for argument in args)
+            if name != "to" or (to_a_device and not (True in args or kwargs.get("non_blocking"))):
+                self.waiting.append(name)
+            return original(tensor, *args, **kwargs)
 
         return noting
 
@@ -294,7 +316,9 @@ def test_operations_that_wait_are_seen():
         torch.ones(2)[torch.ones(2) > 0]
         torch.ones(2).cpu()
         torch.ones(2).tolist()
-    assert operations.waiting == ["_local_scalar_dense", "nonzero", "index", "cpu", "tolist"]
+        torch.nn.Linear(2, 2, bias=False).to(torch.device("cpu"))
+        torch.ones(2).to(torch.device("cpu"), non_blocking=True)
+    assert operations.waiting == ["_local_scalar_dense", "nonzero", "index", "cpu", "tolist", "to"]
 
 
 def test_one_pass_over_all_classes_needs_fewer_operations(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,21 @@ def test_processes_that_do_not_divide_the_classes_or_outnumber_them(network, tmp
     for size in (2, 4):
         assert float((found[size][0] - found[1][0]).abs().max()) <= 1e-5
         assert found[size][1:] == found[1][1:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_networks_on_two_processes(tmp_path):
+    """With and without a compiler's rounding, and one process or two, it is the same run."""
+    found = {}
+    for name, options in {"one": [], "two": [*FORK, "2"], "plain": [*FORK, "2"]}.items():
+        (tmp_path / name).mkdir()
+        compiling = [] if name == "plain" else ["--compile", "true"]
+        assert run([*ARGS, *options, *compiling], tmp_path / name) == 0
+        found[name] = results(tmp_path / name)[0]
+    assert not torch.equal(found["two"], found["plain"])  # it was compiled
+    torch.testing.assert_close(found["two"], found["one"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["two"], found["plain"], atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("before", "after"), [("2", "2"), ("2", "1"), ("1", "2")])

@@ -134,10 +134,21 @@ def test_where_augmentation_applies():
         Recipe(augmentation=["flip"])
 
 
+seen_by_count = []
+
+
+def count(images, generator, mean):
+    """An operation that leaves images as they are."""
+    seen_by_count.append(len(images))
+    return images
+
+
 def test_augmented_training_takes_its_own_epochs(tiny_data):
-    recipe = Recipe(epochs=2, epochs_augmented=5, augmentation=["noise"])
+    recipe = Recipe(epochs=2, epochs_augmented=5, augmentation=["test_evaluation.count"])
+    seen_by_count.clear()
     (score,) = evaluate_sets([random_set(tiny_data, 1, 0)], tiny_data, ["MLP"], 1, recipe, 0, CPU)
-    assert (score.epochs, score.augmentation) == (5, ["noise"])
+    assert (score.epochs, score.augmentation) == (5, ["test_evaluation.count"])
+    assert sum(seen_by_count) == 6 * 3  # every image in every epoch
 
 
 def test_scores_are_repeatable_recorded_and_pooled(tiny_data):

@@ -91,6 +91,8 @@ def test_the_same_seeds_with_other_accuracies_count_once(tmp_path):
         ({"outer_steps": 10, "inner_epochs": 50}, "10 outer steps, 50 inner epochs"),
         ({"momentum_images": 0.9}, "momentum 0.9"),
         ({"lr_images_cooldown": 0.5}, "image lr cooldown 0.5"),
+        ({"lr_images_cooldown": 0.5, "max_epochs": 1000}, "image lr cooldown 0.5"),
+        ({"lr_images_cooldown": 0.5, "max_epochs": 2000}, "image lr cooldown 0.5 of 2000 iterations"),
         ({"class": "Siamese"}, "by Siamese"),
         ({"precision": "bf16-mixed"}, "precision bf16-mixed"),
         ({"recipe": {"lr": 1.0}}, "evaluation lr 1.0"),
