@@ -84,8 +84,8 @@ class CondensationModule(LightningModule):
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
         lr_images: learning rate of the images; the paper's is 0.1, and 0.01 for the MLP.
         lr_images_cooldown: share of the outer iterations, the last ones, over which that rate falls linearly to zero,
-            in [0, 1]; the paper's is 0. They end at ``trainer.max_epochs``: a finished run that goes on to more iterations
-            starts again at a higher rate.
+            in [0, 1]; the paper's is 0. They end at ``trainer.max_epochs``: a finished run that goes on to more
+            iterations starts again at a higher rate.
         momentum_images: momentum of the images, kept through the whole run.
         lr_network: learning rate of the inner loop.
         batch_synthetic: batch size of the inner loop.
