@@ -20,6 +20,7 @@ from dc_lightning.synthetic import load_synthetic
 
 pytestmark = pytest.mark.distributed
 
+SMALL = '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}'
 SMALL_BN = (
     '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8, "normalization": "batch"}}'
 )
@@ -93,21 +94,6 @@ def test_processes_that_do_not_divide_the_classes_or_outnumber_them(network, tmp
     for size in (2, 4):
         assert float((found[size][0] - found[1][0]).abs().max()) <= 1e-5
         assert found[size][1:] == found[1][1:]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_compiled_networks_on_two_processes(tmp_path):
-    """With and without a compiler's rounding, and one process or two, it is the same run."""
-    found = {}
-    for name, options in {"one": [], "two": [*FORK, "2"], "plain": [*FORK, "2"]}.items():
-        (tmp_path / name).mkdir()
-        compiling = [] if name == "plain" else ["--compile", "true"]
-        assert run([*ARGS, *options, *compiling], tmp_path / name) == 0
-        found[name] = results(tmp_path / name)[0]
-    assert not torch.equal(found["two"], found["plain"])  # it was compiled
-    torch.testing.assert_close(found["two"], found["one"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found["two"], found["plain"], atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("before", "after"), [("2", "2"), ("2", "1"), ("1", "2")])
@@ -221,6 +207,7 @@ def finish(process, timeout=180):
 
 TWO_NODES = ["--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.num_nodes", "2"]
 DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+COMPILED = ["--compile", "true"]
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +237,21 @@ def test_two_processes_from_the_command_line_and_their_evaluation(one_process, t
     for column, expected in zip(again["columns"], one_process[1], strict=True):
         assert column["scores"][0]["accuracies"] == expected["scores"][0]["accuracies"]
     assert again["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_networks_on_two_processes(tmp_path):
+    found = {}
+    job = ["dc_lightning", *ARGS, "--model.network", SMALL, "--evaluation.every_n", "0"]
+    for name, options in {"one": COMPILED, "two": [*DDP, *COMPILED], "plain": []}.items():
+        (tmp_path / name).mkdir()
+        code, output = finish(start([*job, *options], tmp_path / name))
+        assert code == 0, output
+        found[name] = results(tmp_path / name)[0]
+    assert not torch.equal(found["one"], found["plain"])  # it was compiled
+    torch.testing.assert_close(found["two"], found["one"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["two"], found["plain"], atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow
