@@ -35,6 +35,8 @@ from dc_lightning.progress import RunProgress
 from dc_lightning.selection import Method
 from dc_lightning.synthetic import load_synthetic
 
+_FORKING = ("ddp_fork", "ddp_notebook")
+
 
 class CondensationTrainer(Trainer):
     """Lightning's Trainer with a further entry point."""
@@ -292,6 +294,11 @@ class CondensationCLI(LightningCLI):
         config = self._configuration()
         if config.keep_freed_memory:
             keep_freed_memory()
+        if config.compile and config.trainer.strategy in _FORKING:
+            raise InputError(
+                f"Networks cannot be compiled in forked processes (trainer.strategy {config.trainer.strategy}), where "
+                "PyTorch aborts; take trainer.strategy ddp, or leave the compilation off."
+            )
         compile_networks(config.compile)
         if config.trainer.default_root_dir and _is_tensorboard(config.trainer.logger):
             logger = config.trainer.logger.init_args

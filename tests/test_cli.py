@@ -188,6 +188,7 @@ BAD = {
     "option": (["--foo", "3"], "--foo"),
     "no number of iterations": (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
     "accelerator": (["--trainer.accelerator", "abacus"], "abacus"),
+    "compiled after a fork": (["--compile", "true", "--trainer.strategy", "ddp_fork"], "take trainer.strategy ddp"),
     "momentum": (["--evaluation.recipe.momentum", "-1"], "momentum must be at least 0, got -1"),
     "negative seed": (["--seed_everything", "-1"], "seed_everything must be an integer in 0.."),
     "distance that is none": (["--model.distance", "math.pi"], "must be callable"),
