@@ -304,7 +304,7 @@ def main():
     random, generator = np.random.RandomState(0), torch.Generator().manual_seed(0)
     for count in (10, 100, 256):
         images, operations = torch.randn(count, *SHAPE, generator=generator), [crop, scale, rotate]
-        epochs = 2048 // count  # of the thousand that an evaluation has
+        epochs = 8 * 2048 // count  # the first of a round pay for their memory; an evaluation has a thousand
         batches = _Batches(images, torch.zeros(count), 256, epochs, SEED, operations)
         found = compare(
             lambda images=images, epochs=epochs: [plain_augmentation(images, random) for _ in range(epochs)],
