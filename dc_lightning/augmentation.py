@@ -21,39 +21,63 @@ _SCALE = 0.2
 _ROTATION = 45  # degrees
 _NOISE = 0.001
 
+_KEPT = 2**27  # numbers in the rotations of a set that are kept: half a gigabyte
+_TURNED_AT_ONCE = 2**18  # numbers; few enough for a CPU's cache
+
 NAMES = ("crop", "scale", "rotate", "noise")
 
 
-def augment(
-    images: Tensor,
-    operations: Sequence[Operation],
-    generator: torch.Generator,
-    batch_sizes: Sequence[int] | None = None,
-) -> Tensor:
-    """Applies to every image one of the operations, each as likely as the others.
+class Augmentation:
+    """Applies to each of some images one of several operations, each as likely as the others.
+
+    The images are taken from a set again and again. Where they will be rotated more often than there are angles, every
+    image is rotated by every angle once and for all, if the memory for that is moderate.
 
     Args:
-        images: float, ``(n, C, H, W)``, of one batch or of several in a row; left as they are.
+        images: float, ``(n, C, H, W)``, the set; left as it is, and not to be changed by others.
         operations: at least one.
-        generator: on the CPU, so that every device draws the same.
-        batch_sizes: images of each batch; None takes all as one.
-
-    Returns:
-        float, ``(n, C, H, W)``.
+        uses: how often each image will be taken, about.
     """
-    device, count = images.device, len(images)
-    sizes = torch.tensor(batch_sizes or [count])
-    batch = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)
-    sums = images.new_zeros(len(sizes), images.shape[1]).index_add_(0, batch, images.mean(dim=(2, 3)))
-    mean = (sums / sizes[:, None].to(device, non_blocking=True)).index_select(0, batch)
 
-    choice = torch.randint(len(operations), (count,), generator=generator)
-    order = choice.argsort(stable=True)
-    shares = torch.bincount(choice, minlength=len(operations)).tolist()
-    there, back = (rows.to(device, non_blocking=True) for rows in (order, order.argsort()))
-    parts = zip(*(tensor.index_select(0, there).split(shares) for tensor in (images, mean)), operations, strict=True)
-    augmented = [operation(part, generator, its_mean) for part, its_mean, operation in parts if len(part)]
-    return torch.cat(augmented).index_select(0, back)
+    def __init__(self, images: Tensor, operations: Sequence[Operation], uses: int = 1) -> None:
+        self.images, self.means = images, images.mean(dim=(2, 3))
+        rotations = 2 * _ROTATION * images.numel()
+        keep = uses > 2 * _ROTATION * len(operations) and rotations <= _KEPT
+        self._operations = [
+            _KeptRotations(images) if keep and operation is rotate else self._of_rows(operation)
+            for operation in operations
+        ]
+
+    def _of_rows(self, operation: Operation) -> Operation:
+        return lambda rows, generator, mean: operation(self.images.index_select(0, rows), generator, mean)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator, batch_sizes: Sequence[int]) -> Tensor:
+        """Augmented images.
+
+        Args:
+            rows: int64, ``(m,)``, on the device of the images: which to take, of one batch or of several in a row.
+            generator: on the CPU, so that every device draws the same.
+            batch_sizes: images of each batch, ``m`` in all.
+
+        Returns:
+            float, ``(m, C, H, W)``.
+        """
+        device, count, kinds = rows.device, len(rows), len(self._operations)
+        sizes = torch.tensor(batch_sizes)
+        batch = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)
+        means = self.means.index_select(0, rows)
+        sums = means.new_zeros(len(sizes), means.shape[1]).index_add_(0, batch, means)
+        mean = (sums / sizes[:, None].to(device, non_blocking=True)).index_select(0, batch)
+
+        choice = torch.randint(kinds, (count,), generator=generator)
+        order = choice.argsort(stable=True)
+        shares = torch.bincount(choice, minlength=kinds).tolist()
+        there, back = (places.to(device, non_blocking=True) for places in (order, order.argsort()))
+        parts = zip(
+            *(tensor.index_select(0, there).split(shares) for tensor in (rows, mean)), self._operations, strict=True
+        )
+        augmented = [operation(part, generator, its_mean) for part, its_mean, operation in parts if len(part)]
+        return torch.cat(augmented).index_select(0, back)
 
 
 def crop(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
@@ -103,14 +127,39 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     and result as in `crop`.
     """
     count, channels, height, width = images.shape
-    angles = torch.randint(-_ROTATION, _ROTATION, (count,), generator=generator).to(images.device, non_blocking=True)
+    rows = _angles(count, generator, images.device)
     table = _rotations(height, width, images.device, images.dtype)
-    rows = angles + _ROTATION
-    coefficients = table.spline_rows @ images @ table.spline_columns.T
     positions, weights, inside = (part.index_select(0, rows) for part in table[:3])
-    taps = grid_sample(coefficients, positions, align_corners=True)
+    taps = grid_sample(table.coefficients(images), positions, align_corners=True)
     rotated = taps.view(count, channels, 4, height, width).mul_(weights[:, None]).sum(dim=2)
     return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
+
+
+def _angles(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Numbers of angles in the tables of `_Rotations`."""
+    return torch.randint(2 * _ROTATION, (count,), generator=generator).to(device, non_blocking=True)
+
+
+class _KeptRotations:
+    """`rotate` of images of a set, each turned by every angle once; takes their rows, int64, in place of images."""
+
+    def __init__(self, images: Tensor) -> None:
+        count, channels, height, width = images.shape
+        self.count, self.table = count, _rotations(height, width, images.device, images.dtype)
+        planes = self.table.coefficients(images).flatten(0, 1)[None]  # all are turned alike, as if channels of one
+        self.turned = images.new_empty(2 * _ROTATION, count, channels, height, width)
+        angles = max(1, _TURNED_AT_ONCE // images.numel())
+        parts = (part.split(angles) for part in (self.table.positions, self.table.weights, self.turned))
+        for positions, weights, turned in zip(*parts, strict=True):
+            taps = grid_sample(planes.expand(len(positions), -1, -1, -1), positions, align_corners=True)
+            taps = taps.view(len(positions), count, channels, 4, height, width)
+            torch.sum(taps.mul_(weights[:, None, None]), dim=3, out=turned)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
+        angles = _angles(len(rows), generator, rows.device)
+        turned = self.turned.flatten(0, 1).index_select(0, angles * self.count + rows)
+        inside = self.table.inside.index_select(0, angles)
+        return torch.where(inside[:, None], turned, mean.mean(dim=1).view(-1, 1, 1, 1))
 
 
 class _Rotations(NamedTuple):
@@ -125,6 +174,10 @@ class _Rotations(NamedTuple):
     inside: Tensor  # (angles, height, width)
     spline_rows: Tensor  # (height + 2, height), to the coefficients with their mirror images
     spline_columns: Tensor  # (width + 2, width)
+
+    def coefficients(self, images: Tensor) -> Tensor:
+        """Of the spline through an image's pixels, ``(n, C, H, W)`` to ``(n, C, H + 2, W + 2)``."""
+        return self.spline_rows @ images @ self.spline_columns.T
 
 
 @lru_cache(maxsize=2)  # 3.5 MB for images of 28x28, and grows with their pixels

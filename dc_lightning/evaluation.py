@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from dc_lightning.augmentation import Operation, augment
+from dc_lightning.augmentation import Augmentation, Operation
 from dc_lightning.compilation import compiled
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
@@ -200,13 +200,12 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images, labels and row numbers of each batch."""
         batches, generator = self.rows(), derive_generator(self.seed, "augmentation")
+        augment = Augmentation(self.images, self.operations, uses=self.epochs) if self.operations else None
         count = max(1, _TOGETHER // self.images[: self.batch_size].numel())
         while block := list(islice(batches, count)):
             sizes = [len(rows) for rows in block]
             rows = torch.cat(block).to(self.images.device, non_blocking=True)
-            images = self.images.index_select(0, rows)
-            if self.operations:
-                images = augment(images, self.operations, generator, sizes)
+            images = augment(rows, generator, sizes) if augment else self.images.index_select(0, rows)
             labels = self.labels.index_select(0, rows)
             yield from zip(*(part.split(sizes) for part in (images, labels, rows)), strict=True)
 

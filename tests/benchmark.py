@@ -209,8 +209,20 @@ def seconds(function):
     return time.perf_counter() - begun, found
 
 
+def alternate(ways, rounds):
+    """Seconds of each way, in turn, each with its own memory allocation, by name; and what each came to last."""
+    found, results = {name: [] for name in ways}, {}
+    for number in range(rounds + 2):
+        for name, (allocation, function) in ways.items():
+            allocation()
+            took, results[name] = seconds(function)
+            if number > 1:  # the first two warm up
+                found[name].append(took)
+    return found, results
+
+
 def compare(plain, ours, rounds, compile_too=False):
-    """Seconds of each, in turn, each with its own memory allocation; and how far what they come to is apart."""
+    """Seconds of each, alternating; and how far what they come to is apart."""
 
     def ours_compiled():
         compile_networks()
@@ -222,13 +234,7 @@ def compare(plain, ours, rounds, compile_too=False):
     ways = {"plain": (systems_allocation, plain), "ours": (keep_freed_memory, ours)}
     if compile_too:
         ways["compiled"] = keep_freed_memory, ours_compiled
-    found, results = {name: [] for name in ways}, {}
-    for number in range(rounds + 2):
-        for name, (allocation, function) in ways.items():
-            allocation()
-            took, results[name] = seconds(function)
-            if number > 1:  # the first two warm up
-                found[name].append(took)
+    found, results = alternate(ways, rounds)
     largest = max(float(tensor.detach().abs().max()) for tensor in results["plain"])
     differences = [
         float((a - b).detach().abs().max()) / largest
@@ -236,6 +242,26 @@ def compare(plain, ours, rounds, compile_too=False):
         for a, b in zip(results["plain"], results[name], strict=True)
     ]
     return {**found, "largest_relative_difference": max(differences)}
+
+
+def time_augmentation(count, rounds):
+    """Seconds of an epoch of MNIST's augmentation, alternating; each draws for itself, and tests compare them.
+
+    Ours takes all epochs of an evaluation, of which the first pay for the others; SciPy takes as long in each of some.
+    """
+    images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+    epochs, some, random = Recipe().epochs_augmented + 1, 8 * 2048 // count, np.random.RandomState(0)
+
+    def plain():
+        for _ in range(some):
+            plain_augmentation(images, random)
+
+    def ours():
+        for _ in _Batches(images, torch.zeros(count), 256, epochs, SEED, [crop, scale, rotate]):
+            pass
+
+    found, _ = alternate({"plain": (systems_allocation, plain), "ours": (keep_freed_memory, ours)}, rounds)
+    return {"plain": [each / some for each in found["plain"]], "ours": [each / epochs for each in found["ours"]]}
 
 
 class Idle(CondensationModule):
@@ -301,18 +327,9 @@ def main():
             found = compare(plain, ours, options.rounds, options.compile)
             rows.append({"part": f"ipc {ipc}: {name}", **found, "gflop": work})
     apart = [row["part"] for row in rows if row["largest_relative_difference"] > TOLERANCE]
-    random, generator = np.random.RandomState(0), torch.Generator().manual_seed(0)
     for count in (10, 100, 256):
-        images, operations = torch.randn(count, *SHAPE, generator=generator), [crop, scale, rotate]
-        epochs = 8 * 2048 // count  # the first of a round pay for their memory; an evaluation has a thousand
-        batches = _Batches(images, torch.zeros(count), 256, epochs, SEED, operations)
-        found = compare(
-            lambda images=images, epochs=epochs: [plain_augmentation(images, random) for _ in range(epochs)],
-            lambda batches=batches: [augmented for augmented, _, _ in batches],
-            3 * options.rounds,
-        )
-        del found["largest_relative_difference"]  # each draws for itself; tests compare them
-        rows.append({"part": f"augmentation of {count} images, {epochs} epochs", **found})
+        found = time_augmentation(count, 3 * options.rounds)
+        rows.append({"part": f"augmentation of {count} images, an epoch", **found})
     mean, median = overhead()
     show(rows, f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads")
     print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
