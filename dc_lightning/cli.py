@@ -256,7 +256,7 @@ class CondensationCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the keys ``evaluation``, ``checkpoint``, ``keep_freed_memory`` and ``compile``, and links the seed."""
+        """Adds the keys ``evaluation``, ``checkpoint`` and those of speed, and links the seed."""
         parser.add_lightning_class_args(EvaluationCallback, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_argument(
@@ -270,6 +270,12 @@ class CondensationCLI(LightningCLI):
             type=bool,
             default=False,
             help="Compile networks by torch.compile: half a minute at the start of every process, then faster.",
+        )
+        parser.add_argument(
+            "--tf32",
+            type=bool | None,
+            default=None,
+            help="Convolutions and matrix products of NVIDIA GPUs in TensorFloat-32; null is PyTorch's own choice.",
         )
         parser.set_defaults(
             {
@@ -300,6 +306,9 @@ class CondensationCLI(LightningCLI):
                 "PyTorch aborts; take trainer.strategy ddp, or leave the compilation off."
             )
         compile_networks(config.compile)
+        if config.tf32 is not None:
+            torch.backends.cudnn.allow_tf32 = config.tf32
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         if config.trainer.default_root_dir and _is_tensorboard(config.trainer.logger):
             logger = config.trainer.logger.init_args
             logger.save_dir = config.trainer.default_root_dir if logger.save_dir == "." else logger.save_dir

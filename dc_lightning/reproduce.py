@@ -46,7 +46,7 @@ SHAPES: dict[str, tuple[int, int, ImageSize, int, int]] = {
 
 _MACHINE = (
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "data.root", "data.in_memory"),
-    *("model.real_chunk_size", "model.batch_classes", "keep_freed_memory", "compile", "evaluation.cache"),
+    *("model.real_chunk_size", "model.batch_classes", "keep_freed_memory", "compile", "tf32", "evaluation.cache"),
     *("checkpoint.every_n", "checkpoint.last_every_seconds", "trainer.enable_progress_bar", "trainer.logger.save_dir"),
 )
 """Flags that may differ between two runs of one cell."""
@@ -82,7 +82,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--keep_freed_memory|--compile", key):
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--keep_freed_memory|--compile|--tf32", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 "--trainer.max_epochs 100."

@@ -90,6 +90,18 @@ def test_curves_are_in_tensorboard():
     assert curves["final/DC/MLP"][-1][1] == pytest.approx(final)
 
 
+@pytest.mark.parametrize(("flag", "products", "convolutions"), [("true", "high", True), ("false", "highest", False)])
+def test_tf32_is_for_products_and_convolutions_alike(monkeypatch, flag, products, convolutions):
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not convolutions)
+    try:
+        assert fit("--tf32", flag, "--trainer.max_epochs", "1") == 0
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32 is convolutions
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_what_is_saved_is_what_was_evaluated():
     assert fit() == 0
     results = json.loads((RUN / "results.json").read_text())
