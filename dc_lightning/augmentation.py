@@ -127,12 +127,12 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     and result as in `crop`.
     """
     count, channels, height, width = images.shape
-    rows = _angles(count, generator, images.device)
+    angles = _angles(count, generator, images.device)
     table = _rotations(height, width, images.device, images.dtype)
-    positions, weights, inside = (part.index_select(0, rows) for part in table[:3])
+    positions, weights = (part.index_select(0, angles) for part in (table.positions, table.weights))
     taps = grid_sample(table.coefficients(images), positions, align_corners=True)
     rotated = taps.view(count, channels, 4, height, width).mul_(weights[:, None]).sum(dim=2)
-    return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
+    return table.filled(rotated, angles, mean)
 
 
 def _angles(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -158,8 +158,7 @@ class _KeptRotations:
     def __call__(self, rows: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
         angles = _angles(len(rows), generator, rows.device)
         turned = self.turned.flatten(0, 1).index_select(0, angles * self.count + rows)
-        inside = self.table.inside.index_select(0, angles)
-        return torch.where(inside[:, None], turned, mean.mean(dim=1).view(-1, 1, 1, 1))
+        return self.table.filled(turned, angles, mean)
 
 
 class _Rotations(NamedTuple):
@@ -178,6 +177,11 @@ class _Rotations(NamedTuple):
     def coefficients(self, images: Tensor) -> Tensor:
         """Of the spline through an image's pixels, ``(n, C, H, W)`` to ``(n, C, H + 2, W + 2)``."""
         return self.spline_rows @ images @ self.spline_columns.T
+
+    def filled(self, rotated: Tensor, angles: Tensor, mean: Tensor) -> Tensor:
+        """Images, each rotated by the angle of its number, with the mean where they would come from outside."""
+        inside = self.inside.index_select(0, angles)
+        return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
 
 
 @lru_cache(maxsize=2)  # 3.5 MB for images of 28x28, and grows with their pixels
