@@ -38,7 +38,7 @@ RUN = Path("lightning_logs/version_0")
 
 
 def scalars(folder=RUN):
-    events = EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})  # all, not a random sample
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
 

@@ -82,7 +82,7 @@ def run(args, folder, where="", count=0):
 
 def outcome(folder):
     """Images, accuracies and curves of a run that has ended."""
-    events = EventAccumulator(str(folder / RUN))
+    events = EventAccumulator(str(folder / RUN), size_guidance={"images": 0, "scalars": 0})  # all, not a random sample
     events.Reload()
     curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     results = json.loads((folder / RUN / "results.json").read_text())
