@@ -3,7 +3,7 @@
 import math
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from dc_lightning.compilation import compiled
 from dc_lightning.data import CondensationDataModule, RealImages
 from dc_lightning.errors import InputError, first_line
+from dc_lightning.initial import INITS, Init, initial_images
 from dc_lightning.matching import Forward, freeze_batch_norm, has_batch_norm, match_class, match_classes
 from dc_lightning.parts import Spec, as_spec, check_network, find_distance, make_network, part_name
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
@@ -79,7 +80,8 @@ class CondensationModule(LightningModule):
         network: to match gradients in; a name of the paper, an import path, or class_path and init_args.
         distance: of two gradients; ``ours``, ``mse``, ``cos``, or as for the network.
         ipc: synthetic images per class.
-        init: ``noise``, standard normal in normalised space, or ``real``, random real images of the class.
+        init: ``noise``, standard normal in normalised space, ``real``, random real images of the class, or ``k-means``,
+            cluster centres of them; see `initial_images`.
         outer_steps: matching steps an outer iteration; None takes `default_loops`.
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
         lr_images: learning rate of the images; the paper's is 0.1, and 0.01 for the MLP.
@@ -108,7 +110,7 @@ class CondensationModule(LightningModule):
         network: Spec = "ConvNet",
         distance: Spec = "ours",
         ipc: int = 1,
-        init: Literal["noise", "real"] = "noise",
+        init: Init = "noise",
         outer_steps: int | None = None,
         inner_epochs: int | None = None,
         lr_images: float = 0.1,
@@ -135,8 +137,8 @@ class CondensationModule(LightningModule):
                 raise InputError(f"{name} must be at least {least}, got {value}.")
         if not 0 <= lr_images_cooldown <= 1:
             raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
-        if init not in ("noise", "real"):
-            raise InputError(f"init must be 'noise' or 'real', got '{init}'.")
+        if init not in INITS:
+            raise InputError(f"init must be one of {', '.join(INITS)}, got '{init}'.")
         own, plain = type(self), CondensationModule
         if batch_classes and own.match is not plain.match and own.match_classes is plain.match_classes:
             raise InputError(
@@ -183,7 +185,7 @@ class CondensationModule(LightningModule):
                 "bf16-mixed or 32-true."
             )
         if getattr(self, "images", None) is None:
-            self.images = nn.Parameter(self._initial_images())
+            self.images = nn.Parameter(initial_images(self.init, self.ipc, data, self.seed))
             labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
             self.register_buffer("labels", labels, persistent=False)
 
@@ -219,28 +221,6 @@ class CondensationModule(LightningModule):
                 "model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs, the number of "
                 "outer iterations."
             )
-
-    def _initial_images(self) -> Tensor:
-        data = self.data
-        assert data.real is not None
-        if self.init == "noise":
-            shape = data.num_classes * self.ipc, data.channels, *data.image_size
-            return torch.randn(shape, generator=derive_generator(self.seed, "init"))
-        few = [
-            f"{label} ({data.class_names[label]}: {count})"
-            for label, count in enumerate(data.real.counts())
-            if count < self.ipc
-        ]
-        if few:
-            raise InputError(
-                f"init='real' needs at least ipc={self.ipc} training images of every class, but there are fewer of "
-                f"class {', '.join(few)}; take init='noise' or a smaller ipc."
-            )
-        draws = [
-            data.real.draw(label, derive_generator(self.seed, "init", label), self.ipc)
-            for label in range(data.num_classes)
-        ]
-        return torch.cat(draws).cpu()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD of the images."""

@@ -2,11 +2,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import GOLDEN, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
+from threadpoolctl import threadpool_limits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dc_lightning import condensation, networks
 from dc_lightning.condensation import CondensationModule, default_loops
 from dc_lightning.errors import InputError
+from dc_lightning.initial import cluster_centres
 
 
 def trainer(tmp_path, epochs=2, **kwargs):
@@ -104,6 +106,31 @@ def test_real_init_takes_images_of_the_class(tmp_path):
     assert len(module.images.detach().unique(dim=0)) == len(module.images)
 
 
+def test_k_means_init_takes_cluster_centres_of_the_class(tmp_path):
+    data = TinyData()
+    module = condense(tmp_path, epochs=1, data=data, init="k-means", lr_images=0.0, ipc=3)
+    for label, rows in enumerate(data.real.rows):
+        real, centres = data.real.take(rows).flatten(1), module.images.detach()[module.labels == label].flatten(1)
+        nearest = torch.cdist(real, centres).argmin(1)
+        for number, centre in enumerate(centres):  # each the mean of the real images nearest to it
+            assert torch.allclose(real[nearest == number].mean(0), centre, atol=1e-5)
+
+
+def test_one_cluster_is_the_mean_of_the_class(tmp_path):
+    data = TinyData()
+    module = condense(tmp_path, epochs=1, data=data, init="k-means", lr_images=0.0, ipc=1)
+    means = torch.stack([data.real.take(rows).mean(0) for rows in data.real.rows])
+    assert torch.allclose(module.images.detach(), means, atol=1e-5)
+
+
+def test_cluster_centres_come_from_the_seed_alone():
+    images = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with threadpool_limits(1):
+        alone = cluster_centres(images, 5, seed=3)
+    assert torch.equal(alone, cluster_centres(images, 5, seed=3))
+    assert not torch.equal(alone, cluster_centres(images, 5, seed=4))
+
+
 def test_only_the_images_are_state(tmp_path):
     module = condense(tmp_path)
     assert list(module.state_dict()) == ["images"]
@@ -131,7 +158,7 @@ def test_loops_between_the_rows_of_the_paper():
         ({"ipc": -2}, "got -2"),
         ({"outer_steps": 0}, "outer_steps must be at least 1"),
         ({"lr_images": float("nan")}, "lr_images must be at least 0"),
-        ({"init": "zeros"}, "'noise' or 'real', got 'zeros'"),
+        ({"init": "zeros"}, "noise, real, k-means, got 'zeros'"),
         ({"lr_images_cooldown": 1.5}, "from 0 to 1, got 1.5"),
         ({"lr_images_cooldown": float("nan")}, "from 0 to 1, got nan"),
         ({"distance": "l2"}, "ours, mse, cos"),
@@ -224,9 +251,10 @@ def test_a_cooldown_needs_an_end(tmp_path):
         trainer(tmp_path, epochs=-1, max_steps=3).fit(module, datamodule=TinyData())
 
 
-def test_real_init_with_too_few_images_names_the_classes(tmp_path):
-    with pytest.raises(InputError, match=r"ipc=20 .* 0 \(class 0: 12\)"):
-        condense(tmp_path, ipc=20, init="real")
+@pytest.mark.parametrize("init", ["real", "k-means"])
+def test_real_images_to_start_from_that_are_too_few_name_the_classes(tmp_path, init):
+    with pytest.raises(InputError, match=rf"init='{init}' needs .* ipc=20 .* 0 \(class 0: 12\)"):
+        condense(tmp_path, ipc=20, init=init)
 
 
 def test_a_network_that_cannot_take_the_images_is_found_before_the_run(tmp_path):
