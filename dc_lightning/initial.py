@@ -1,9 +1,11 @@
 """The synthetic images that a condensation starts from: noise, real images, or cluster centres of real images."""
 
+import warnings
 from typing import Literal, get_args
 
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -20,51 +22,59 @@ def initial_images(init: Init, ipc: int, data: CondensationDataModule, seed: int
 
     Args:
         init: ``noise``, standard normal in normalised space, as in the paper's tables; ``real``, random real images of
-            the class; ``k-means``, centres of ipc clusters of all its real images, by pixels.
-        ipc: images per class.
-        data: set up.
-        seed: of the draws; the number of processes and threads changes nothing.
+            the class; ``k-means``, centres of ipc clusters of all its real images, by pixels, which reads every image
+            once and holds a class at a time in memory, several times over. At ipc 1 that is the mean of the class.
+        ipc: images per class, at least 1.
+        data: after its setup.
+        seed: of the draws; on one machine the number of processes and threads changes nothing.
 
     Returns:
         float, ``(num_classes * ipc, C, H, W)``, normalised, on the CPU.
 
     Raises:
-        InputError: if a class has fewer than ipc real images, and they are needed.
+        InputError: if a class has fewer than ipc real images, or for ``k-means`` distinct ones, and they are needed.
     """
     assert data.real is not None
     if init == "noise":
         shape = data.num_classes * ipc, data.channels, *data.image_size
         return torch.randn(shape, generator=derive_generator(seed, "init"))
-    few = [
-        f"{label} ({data.class_names[label]}: {count})" for label, count in enumerate(data.real.counts()) if count < ipc
-    ]
-    if few:
-        raise InputError(
-            f"init='{init}' needs at least ipc={ipc} training images of every class, but there are fewer of "
-            f"class {', '.join(few)}; take init='noise' or a smaller ipc."
-        )
+    _require(ipc, data.real.counts(), data, f"init='{init}' needs at least ipc={ipc} training images")
     if init == "real":
         draws = [data.real.draw(label, derive_generator(seed, "init", label), ipc) for label in range(data.num_classes)]
-    else:
-        draws = [
-            cluster_centres(data.real.take(rows), ipc, derive_seed(seed, "init", label))
-            for label, rows in enumerate(data.real.rows)
-        ]
-    return torch.cat(draws).cpu()
+        return torch.cat(draws).cpu()
+    centres = [
+        cluster_centres(data.real.take(rows), ipc, derive_seed(seed, "init", label))
+        for label, rows in enumerate(data.real.rows)
+    ]
+    found = [len(images) for images in centres]
+    _require(ipc, found, data, f"init='k-means' needs at least ipc={ipc} distinct training images")
+    return torch.cat(centres)
+
+
+def _require(ipc: int, counts: list[int], data: CondensationDataModule, need: str) -> None:
+    few = [f"{label} ({data.class_names[label]}: {count})" for label, count in enumerate(counts) if count < ipc]
+    if few:
+        raise InputError(
+            f"{need} of every class, but there are fewer of class {', '.join(few)}; take init='noise' or a smaller ipc."
+        )
 
 
 def cluster_centres(images: Tensor, count: int, seed: int) -> Tensor:
-    """Centres of k-means++ clusters of images, by pixels.
+    """Centres of k-means++ clusters of images, by pixels, up to scikit-learn's tolerance.
 
     Args:
         images: float, ``(n, C, H, W)``, of one class.
-        count: clusters, at most n.
+        count: clusters, from 1 to n.
         seed: of the first centres.
 
     Returns:
-        float, ``(count, C, H, W)``.
+        float, ``(count, C, H, W)``, on the CPU; fewer, where there are not as many distinct images.
     """
-    flat = images.flatten(1).double().cpu().numpy()
-    with threadpool_limits(1):  # more threads add up in an order of their own
-        clusters = KMeans(count, n_init=1, random_state=seed % 2**32).fit(flat)
-    return torch.from_numpy(clusters.cluster_centers_).float().view(count, *images.shape[1:])
+    flat = images.flatten(1).cpu().double().numpy()
+    clusters = KMeans(count, n_init=1, random_state=seed % 2**32, copy_x=False)
+    # Several threads would add up in an order of their own.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of too few distinct images, which the caller sees
+        numbers = clusters.fit_predict(flat)
+    centres = torch.from_numpy(clusters.cluster_centers_[sorted(set(numbers))])
+    return centres.float().view(-1, *images.shape[1:])

@@ -2,13 +2,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import GOLDEN, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
-from threadpoolctl import threadpool_limits
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dc_lightning import condensation, networks
+from dc_lightning import condensation, initial, networks
 from dc_lightning.condensation import CondensationModule, default_loops
+from dc_lightning.data import TorchDataset
 from dc_lightning.errors import InputError
-from dc_lightning.initial import cluster_centres
 
 
 def trainer(tmp_path, epochs=2, **kwargs):
@@ -123,12 +124,51 @@ def test_one_cluster_is_the_mean_of_the_class(tmp_path):
     assert torch.allclose(module.images.detach(), means, atol=1e-5)
 
 
-def test_cluster_centres_come_from_the_seed_alone():
-    images = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with threadpool_limits(1):
-        alone = cluster_centres(images, 5, seed=3)
-    assert torch.equal(alone, cluster_centres(images, 5, seed=3))
-    assert not torch.equal(alone, cluster_centres(images, 5, seed=4))
+def test_cluster_centres_come_from_the_seed_of_the_run(tmp_path):
+    data = TinyData(per_class=60)
+    first, again, other = (
+        condense(tmp_path, epochs=1, data=data, init="k-means", lr_images=0.0, ipc=5, seed=seed).images.detach()
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_clusters_are_computed_by_one_thread(monkeypatch):
+    threads = []
+
+    class Watched(KMeans):
+        def fit(self, *args, **kwargs):
+            threads.extend(pool["num_threads"] for pool in threadpool_info())
+            return super().fit(*args, **kwargs)
+
+    monkeypatch.setattr(initial, "KMeans", Watched)
+    with threadpool_limits(2):
+        before = [pool["num_threads"] for pool in threadpool_info()]
+        initial.cluster_centres(torch.randn(9, 1, 2, 2), 3, seed=0)
+        assert [pool["num_threads"] for pool in threadpool_info()] == before
+    assert set(threads) == {1}
+    assert 2 in before
+
+
+def test_cluster_centres_of_images_on_disk_are_those_of_images_in_memory(tmp_path):
+    images = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    pairs = [(image, number % 2) for number, image in enumerate(images)]
+    found = []
+    for in_memory in (True, False):
+        data = TorchDataset(lambda: pairs, lambda: pairs, in_memory=in_memory)
+        data.setup()
+        found.append(initial.initial_images("k-means", 3, data, seed=0))
+    assert found[0].shape == (6, 1, 6, 6)
+    assert torch.equal(*found)
+
+
+def test_too_few_distinct_images_for_k_means_name_the_class(tmp_path):
+    images = torch.rand(12, 1, 6, 6)
+    images[1::2] = images[1]  # class 1: one image, six times
+    pairs = [(image, number % 2) for number, image in enumerate(images)]
+    with pytest.raises(InputError, match=r"ipc=2 distinct training images .* of class 1 \(1: 1\)"):
+        condense(tmp_path, data=TorchDataset(lambda: pairs, lambda: pairs), init="k-means", ipc=2)
 
 
 def test_only_the_images_are_state(tmp_path):
