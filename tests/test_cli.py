@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import TinyData
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from curves import read_curves
 
 from dc_lightning.cli import CondensationCLI, main
 from dc_lightning.evaluation import random_set
@@ -35,12 +35,6 @@ def fit(*args):
 
 
 RUN = Path("lightning_logs/version_0")
-
-
-def scalars(folder=RUN):
-    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})  # all, not a random sample
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
 
 
 def test_fit_condenses_evaluates_and_writes_everything(capsys):
@@ -81,7 +75,7 @@ def test_fit_condenses_evaluates_and_writes_everything(capsys):
 
 def test_curves_are_in_tensorboard():
     assert fit() == 0
-    curves, events = scalars()
+    curves, events = read_curves(RUN)
     assert [step for step, _ in curves["matching_loss"]] == [1, 2, 3, 4]
     assert [step for step, _ in curves["accuracy/MLP"]] == [0, 2, 4]
     assert [step for step, _ in curves["accuracy_std/MLP"]] == [0, 2, 4]
@@ -143,7 +137,7 @@ def test_evaluate_takes_other_peoples_sets(form, capsys):
 
 def test_resume_goes_on_in_the_same_folder_with_the_same_bits():
     assert fit() == 0
-    whole, (curves, _) = load_synthetic(RUN / "synthetic.pt")[0], scalars()
+    whole, (curves, _) = load_synthetic(RUN / "synthetic.pt")[0], read_curves(RUN)
     results = json.loads((RUN / "results.json").read_text())
     assert fit("--trainer.max_epochs", "2") == 0
     second = Path("lightning_logs/version_1")
@@ -151,7 +145,7 @@ def test_resume_goes_on_in_the_same_folder_with_the_same_bits():
     assert main([*again, "--ckpt_path", str(second / "checkpoints" / "last.ckpt")]) == 0
     assert not Path("lightning_logs/version_2").exists()
     assert torch.equal(load_synthetic(second / "synthetic.pt")[0].images, whole.images)
-    assert scalars(second)[0]["matching_loss"] == curves["matching_loss"]
+    assert read_curves(second)[0]["matching_loss"] == curves["matching_loss"]
     resumed = json.loads((second / "results.json").read_text())
     assert resumed["columns"] == results["columns"]
     assert [entry["iteration"] for entry in resumed["history"]] == [0, 2, 4]

@@ -151,7 +151,7 @@ def test_clusters_are_computed_by_one_thread(monkeypatch):
     assert 2 in before
 
 
-def test_cluster_centres_of_images_on_disk_are_those_of_images_in_memory(tmp_path):
+def test_cluster_centres_of_images_on_disk_are_those_of_images_in_memory():
     images = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     pairs = [(image, number % 2) for number, image in enumerate(images)]
     found = []

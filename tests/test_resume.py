@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from curves import read_curves
 
 import dc_lightning.evaluation
 import dc_lightning.synthetic
@@ -82,9 +82,7 @@ def run(args, folder, where="", count=0):
 
 def outcome(folder):
     """Images, accuracies and curves of a run that has ended."""
-    events = EventAccumulator(str(folder / RUN), size_guidance={"images": 0, "scalars": 0})  # all, not a random sample
-    events.Reload()
-    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    curves, events = read_curves(folder / RUN)
     results = json.loads((folder / RUN / "results.json").read_text())
     grids = [image.step for image in events.Images("synthetic images")]
     return (
