@@ -180,6 +180,17 @@ def _newest_checkpoint(config: Namespace) -> str | None:
     return str(found[-1]) if found else None
 
 
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Waits until the curves that are written next will be read last.
+
+    TensorBoard reads the files of a run by name: the second, then the host, process and file numbers as text, where 10
+    comes before 9. The clock of another machine may be a few seconds ahead; what is further ahead is not waited for.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*")]
+    while 0 <= max(seconds, default=-1) - int(time.time()) <= 5:
+        time.sleep(0.01)
+
+
 def _seed(value: int | bool | None) -> int:
     if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
         raise InputError(
@@ -327,6 +338,8 @@ class CondensationCLI(LightningCLI):
         if checkpoint.parent.name == "checkpoints" and _is_tensorboard(config.trainer.logger):
             settings = config.trainer.logger.init_args.as_dict()
             settings |= {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+            if self.trainer.is_global_zero:
+                _wait_for_a_later_second(folder)
             self.trainer.logger = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
 
     def _parse_ckpt_path(self) -> None:

@@ -130,6 +130,16 @@ def test_killed_there(where, count, whole, tmp_path):
     assert_same(outcome(tmp_path), whole)
 
 
+def test_curves_are_read_in_order_whatever_their_files_are_called(whole, tmp_path):
+    """By TensorBoard in the order of their names: the second, the host, and the process number as text."""
+    assert run(ARGS, tmp_path, "after a checkpoint write", 20) == -signal.SIGKILL
+    (events,) = (tmp_path / RUN).glob("events*")
+    _, _, _, _, *host, _, _ = events.name.split(".")
+    events.rename(events.with_name(".".join(["events.out.tfevents", str(int(time.time()) + 2), *host, "99999", "0"])))
+    assert run(AUTO, tmp_path) == 0
+    assert_same(outcome(tmp_path), whole)
+
+
 @pytest.mark.slow
 def test_soak_twenty_kills_at_random_moments(tmp_path):
     long = [*ARGS, "--trainer.max_epochs", "400", "--evaluation.every_n", "20"]
@@ -202,7 +212,6 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_how_to_go_on(whole, tmp
     assert "No space left on device" in shown
     assert "lightning_logs/version_0/checkpoints/last.ckpt" in shown.splitlines()[-1]
     monkeypatch.setattr(dc_lightning.synthetic.os, "replace", replace)
-    time.sleep(1.1)  # TensorBoard orders files by name: the second, then a counter of the process as text
     assert main(shown.splitlines()[-1].split()[1:]) == 0
     assert_same(outcome(tmp_path), whole)
 
@@ -228,7 +237,6 @@ def test_a_disk_that_really_is_full(whole, small_disk, tmp_path, monkeypatch, ca
     shown = capsys.readouterr().err
     assert "No space left on device" in shown
     filler.unlink()
-    time.sleep(1.1)  # TensorBoard orders files by name: the second, then a counter of the process as text
     assert main(shown.splitlines()[-1].split()[1:]) == 0
     assert_same(outcome(small_disk), whole)
 
