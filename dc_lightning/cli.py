@@ -100,7 +100,8 @@ class _Evaluation(LightningModule):
         return DataLoader(cast(Dataset, [0]))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        with torch.inference_mode(False), torch.enable_grad():  # the test loop's would reach the networks in training
+        # The test loop's would reach the networks in training, and a fit evaluates without them.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
             self.evaluate()
 
     def evaluate(self) -> None:

@@ -14,6 +14,7 @@ from curves import read_curves
 
 from dc_lightning.cli import CondensationCLI, main
 from dc_lightning.evaluation import random_set
+from dc_lightning.networks import MLP
 from dc_lightning.synthetic import load_synthetic
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -112,6 +113,29 @@ def test_one_seed_repeats_and_another_differs():
     sets = [load_synthetic(f"lightning_logs/version_{n}/synthetic.pt")[0].images for n in range(3)]
     assert torch.equal(sets[0], sets[1])
     assert not torch.equal(sets[0], sets[2])
+
+
+class Noting(MLP):
+    """Notes in what precision it computes."""
+
+    seen = set()
+
+    def forward(self, images):
+        logits = super().forward(images)
+        self.seen.add(logits.dtype)
+        return logits
+
+
+def test_mixed_precision_is_for_the_condensation_alone():
+    """Whichever command evaluates."""
+    mixed = ["--trainer.precision", "bf16-mixed", "--model.network", "test_cli.Noting"]
+    Noting.seen.clear()
+    assert fit(*mixed, "--trainer.max_epochs", "1") == 0
+    assert Noting.seen == {torch.bfloat16, torch.float32}
+    for command in (["evaluate", "--synthetic", str(RUN / "synthetic.pt")], ["select", "--method", "herding"]):
+        Noting.seen.clear()
+        assert main([*command, *TINY, *mixed, "--evaluation.features_network", "MLP"]) == 0
+        assert Noting.seen == {torch.float32}
 
 
 @pytest.mark.parametrize("form", ["authors", "folder"])
