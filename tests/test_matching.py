@@ -1,10 +1,14 @@
+import shutil
+
 import pytest
 import torch
 from conftest import GOLDEN, assert_golden, assert_golden_summary, fill_golden, normal
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
 from dc_lightning import distance, networks
+from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class, match_classes, network_gradient
 
 CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in distance.NAMES]
@@ -24,6 +28,34 @@ def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name
     ]
     assert_golden([float(value) for value, _ in results], entry[name]["distance_per_class"])
     assert_golden_summary(torch.cat([derivative for _, derivative in results]), entry[name]["image_grad"])
+
+
+@pytest.fixture
+def compilation():
+    compile_networks()
+    counters["stats"].clear()
+    yield
+    compile_networks(False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("model", ["MLP", "ConvNet", "ConvNetBN"])
+def test_compiled_networks_give_the_distances_of_the_authors_code(model, compilation):
+    entry = next(entry for entry in GOLDEN["gradient_matching"] if entry["model"] == model)
+    channels, size = entry["channels"], entry["size"]
+    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
+    if has_batch_norm(network):
+        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
+    real, synthetic = normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+    forward = compiled(network)
+    results = [
+        match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, distance.ours, forward=forward) for c in range(3)
+    ]
+    assert_golden([float(value) for value, _ in results], entry["ours"]["distance_per_class"])
+    assert_golden_summary(torch.cat([derivative for _, derivative in results]), entry["ours"]["image_grad"])
+    assert counters["stats"]["unique_graphs"] > 0
 
 
 @pytest.mark.parametrize("chunk", [None, 3])

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,20 @@ def test_killed_there(where, count, whole, tmp_path):
         (tmp_path / RUN).rename(tmp_path / "killed")
         (tmp_path / "lightning_logs/version_1").rename(tmp_path / RUN)
     assert_same(outcome(tmp_path), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path):
+    """Killed between two steps of one outer iteration."""
+    compiled = [*AUTO, "--compile", "true"]
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    assert run(compiled, folders[0]) == 0
+    assert run(compiled, folders[1], "after a checkpoint write", 9) == -signal.SIGKILL
+    assert run(compiled, folders[1]) == 0
+    assert_same(outcome(folders[1]), outcome(folders[0]))
 
 
 def test_curves_are_read_in_order_whatever_their_files_are_called(whole, tmp_path):
