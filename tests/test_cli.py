@@ -115,27 +115,28 @@ def test_one_seed_repeats_and_another_differs():
     assert not torch.equal(sets[0], sets[2])
 
 
+noted = set()
+
+
 class Noting(MLP):
     """Notes in what precision it computes."""
 
-    seen = set()
-
     def forward(self, images):
         logits = super().forward(images)
-        self.seen.add(logits.dtype)
+        noted.add(logits.dtype)
         return logits
 
 
 def test_mixed_precision_is_for_the_condensation_alone():
     """Whichever command evaluates."""
     mixed = ["--trainer.precision", "bf16-mixed", "--model.network", "test_cli.Noting"]
-    Noting.seen.clear()
+    noted.clear()
     assert fit(*mixed, "--trainer.max_epochs", "1") == 0
-    assert Noting.seen == {torch.bfloat16, torch.float32}
+    assert noted == {torch.bfloat16, torch.float32}
     for command in (["evaluate", "--synthetic", str(RUN / "synthetic.pt")], ["select", "--method", "herding"]):
-        Noting.seen.clear()
+        noted.clear()
         assert main([*command, *TINY, *mixed, "--evaluation.features_network", "MLP"]) == 0
-        assert Noting.seen == {torch.float32}
+        assert noted == {torch.float32}
 
 
 @pytest.mark.parametrize("form", ["authors", "folder"])

@@ -133,7 +133,7 @@ def test_killed_there(where, count, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path):
+def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path, capfd):
     """Killed between two steps of one outer iteration."""
     compiled = [*AUTO, "--compile", "true"]
     folders = [tmp_path / name for name in ("whole", "killed")]
@@ -142,6 +142,7 @@ def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path):
     assert run(compiled, folders[0]) == 0
     assert run(compiled, folders[1], "after a checkpoint write", 9) == -signal.SIGKILL
     assert run(compiled, folders[1]) == 0
+    assert "cannot be compiled" not in capfd.readouterr().err
     assert_same(outcome(folders[1]), outcome(folders[0]))
 
 
