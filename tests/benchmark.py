@@ -1,25 +1,34 @@
 """Times every part of a run against a plain version of the same mathematics, alternating in one run.
 
-    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--compile] [--output benchmark.json]
+    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--compile] [--options] [--output benchmark.json]
 
 The plain version, in this file, is what anybody would write from the paper: PyTorch's own layers, class by class, whole
-batches, fresh memory for every large tensor, augmentation image by image with SciPy. Ours is what a run does.
-ConvNet, images of 1x28x28 (random pixels: the time is the same), 256 real images a class. Both get the same inputs, and
-what they come to is compared. With --compile ours is also timed with compiled networks. Then what Lightning costs: the
-time between two matching steps with progress bar, TensorBoard and checkpoints on. Prints a table, and writes JSON.
+batches, augmentation image by image with SciPy. Ours is what a run does. Each has a process of its own, since memory
+allocation is set for a whole process; they take turns. ConvNet, images of 1x28x28 (random pixels: the time is the
+same), 256 real images a class. All get the same inputs, and what they come to is compared: how far apart the images or
+weights are moved, relative to how far they are moved. With --compile ours is also timed with compiled networks; with
+--options a matching step with every option by itself. Then what Lightning costs: the time between two matching steps
+with progress bar, TensorBoard and checkpoints on. Prints tables, and writes JSON.
 """
 
 import argparse
 import contextlib
-import ctypes
-import io
+import copy
+import functools
 import itertools
 import json
-import re
+import logging
+import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -29,29 +38,29 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import rotate as scipy_rotate
 from torch import nn
-from torch.nn.functional import conv2d, cross_entropy
+from torch.nn.functional import avg_pool2d, conv2d, cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from dc_lightning.allocator import keep_freed_memory
 from dc_lightning.augmentation import crop, rotate, scale
+from dc_lightning.callbacks import EvaluationCallback
 from dc_lightning.checkpoints import Checkpoints
 from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning.condensation import CondensationModule
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.evaluation import Recipe, _Batches, train_and_test
 from dc_lightning.matching import network_gradient
+from dc_lightning.networks import AveragePooling
 from dc_lightning.parts import make_network
 from dc_lightning.progress import RunProgress
 from dc_lightning.results import environment
+from dc_lightning.seeds import derive_seed
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 CLASSES, REAL, SHAPE = 10, 256, (1, 28, 28)
-
-
-def systems_allocation():
-    """Fresh pages for every large tensor, as glibc does at first; it would raise the two thresholds by and by."""
-    libc = ctypes.CDLL("libc.so.6")
-    for name, value in ((-4, 65536), (-1, 128 * 1024), (-2, 128 * 1024)):
-        libc.mallopt(name, value)
+SEED, EPOCHS = 7, 10  # of an evaluation
+TOLERANCE = 1e-2  # float32, added in another order, and trained on from there
 
 
 def plain_network(seed):
@@ -84,13 +93,18 @@ def plain_distance(synthetic, real):
     return total
 
 
-def plain_matching_class(network, real, synthetic, label):
-    synthetic = synthetic.clone().requires_grad_()
-    target = plain_gradient(network, real, label)
-    labels = torch.full((len(synthetic),), label)
-    loss = cross_entropy(network(synthetic.clone()), labels)  # no leaf: the counter of operations cannot take one
-    ours = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
-    return torch.autograd.grad(plain_distance(ours, target), synthetic)[0]
+def plain_matching_step(network, real, images, lr, momentum):
+    """The images after one update."""
+    images, ipc = images.clone().requires_grad_(), len(images) // CLASSES
+    optimizer = torch.optim.SGD([images], lr=lr, momentum=momentum)
+    for label in range(CLASSES):
+        target = plain_gradient(network, real.take(real.rows[label]), label)
+        synthetic = images[label * ipc : (label + 1) * ipc]
+        loss = cross_entropy(network(synthetic), torch.full((ipc,), label))
+        ours = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+        plain_distance(ours, target).backward()
+    optimizer.step()
+    return images.detach()
 
 
 def plain_augmentation(images, random):
@@ -124,7 +138,6 @@ def plain_training(network, images, labels, batches, **sgd):
         optimizer.zero_grad()
         cross_entropy(network(images[rows]), labels[rows]).backward()
         optimizer.step()
-    return [parameter.detach().clone() for parameter in network.parameters()]
 
 
 def plain_accuracy(network, images, labels):
@@ -143,58 +156,172 @@ class Noise(CondensationDataModule):
         return (images, labels), (images[:2500], labels[:2500]), [str(label) for label in range(CLASSES)]
 
 
-def parts(ipc):
-    """Each part: what the plain version does, what ours does, each giving tensors to compare, and its name."""
-    data = Noise()
-    data.setup()
-    module = CondensationModule(ipc=ipc, inner_epochs=1)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
-    trainer.datamodule, module.trainer = data, trainer
-    module.setup("fit")
-    images, labels, network, plain = module.images.detach(), module.labels, our_network(), plain_network(0)
-    real, rows = data.real.take(data.real.rows[3]), slice(3 * ipc, 4 * ipc)
-    epochs = 10
-    recipe = Recipe(epochs=epochs - 1)
-    inner_order = torch.randperm(len(images), generator=module._generator("inner", 0)).split(256)
-    outer_order = list(_Batches(images, labels, 256, epochs, SEED).rows())
+def moved(network, start):
+    pairs = zip(network.parameters(), start.parameters(), strict=True)
+    return [after.detach() - before.detach() for after, before in pairs]
 
-    def our_inner_epoch():
-        trained = our_network()
-        module.train_network(trained, 0)
-        return list(trained.parameters())
 
-    def our_evaluation():
-        accuracy, trained = train_and_test(images, labels, "ConvNet", data, recipe, SEED, torch.device("cpu"))
-        return [torch.tensor(accuracy), *trained.parameters()]
+@dataclass(frozen=True)
+class Way:
+    """How a process does what is timed: the plain version, or ours with options."""
 
-    def plain_evaluation():
-        trained = plain_network(SEED)
-        drop = (epochs // 2 + 1) * len(inner_order)
-        for batches, lr in ((outer_order[:drop], 0.01), (outer_order[drop:], 0.001)):
-            parameters = plain_training(trained, images, labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
-        return [torch.tensor(plain_accuracy(trained, data._test.images, data._test_labels)), *parameters]
+    plain: bool = False
+    keep_freed_memory: bool = True
+    compile: bool = False
+    own_pooling: bool = True
+    precision: str = "32-true"
+    model: dict[str, Any] = field(default_factory=dict)
 
-    if ipc == 1:
-        yield (
-            "real gradient, 1 class",
-            lambda: plain_gradient(plain, real, 3),
-            lambda: network_gradient(network, real, 3, chunk_size=module.chunk_size, forward=compiled(network)),
+
+WAYS = {"plain": Way(plain=True, keep_freed_memory=False), "ours": Way()}
+COMPILED = {"compiled": Way(compile=True)}
+OPTIONS = {
+    "--keep_freed_memory false": Way(keep_freed_memory=False),
+    "PyTorch's average pooling": Way(own_pooling=False),
+    "--compile true": Way(compile=True),
+    "--model.real_chunk_size 256": Way(model={"real_chunk_size": REAL}),
+    "--model.batch_classes true": Way(model={"batch_classes": True}),
+    "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
+}
+
+
+class Case:
+    """What is timed, at one number of images per class; every part gives lists of tensors to compare."""
+
+    def __init__(self, ipc: int, way: Way) -> None:
+        self.data, self.way = Noise(), way
+        self.data.setup()
+        self.module = CondensationModule(ipc=ipc, inner_epochs=1, **way.model)
+        self.trainer = pl.Trainer(
+            accelerator="cpu", precision=way.precision, logger=False, enable_checkpointing=False, max_epochs=0
         )
-    yield (
-        "matching, 1 class",
-        lambda: [plain_matching_class(plain, real, images[rows], 3)],
-        lambda: [module.match(network, real, images[rows], 3)[1]],
-    )
-    yield (
-        "inner loop, 1 epoch",
-        lambda: plain_training(plain_network(0), images, labels, inner_order, lr=0.01),
-        our_inner_epoch,
-    )
-    yield f"evaluation, {epochs} epochs and 2,500 test images", plain_evaluation, our_evaluation
+        self.trainer.datamodule, self.module.trainer = self.data, self.trainer
+        self.trainer.strategy.connect(self.module)
+        self.module.setup("fit")
+        self.trainer.strategy.optimizers = [self.module.configure_optimizers()]
+        self.images, self.labels = self.module.images.detach().clone(), self.module.labels
+        seed = derive_seed(self.module.seed, "network", 0)
+        self.our_network, self.network = our_network(seed), plain_network(seed) if way.plain else our_network(seed)
+        self.real = self.data.real.take(self.data.real.rows[3])
+        self.inner_order = torch.randperm(len(self.images), generator=self.module._generator("inner", 0)).split(256)
+
+    def real_gradient(self):
+        """Of one class."""
+        if self.way.plain:
+            return [plain_gradient(self.network, self.real, 3)]
+        options = {"chunk_size": self.module.chunk_size, "forward": compiled(self.network)}
+        return [network_gradient(self.network, self.real, 3, **options)]
+
+    def matching_step(self):
+        """Of ten classes, with the update of the images."""
+        module = self.module
+        if self.way.plain:
+            after = plain_matching_step(
+                self.network, self.data.real, self.images, module.lr_images, module.momentum_images
+            )
+            return [[after - self.images]]
+        module.optimizers().optimizer.state.clear()
+        module._unregistered["network"] = self.network
+        with self.trainer.precision_plugin.train_step_context():
+            module.training_step(self.data.real, module.outer_steps - 1)  # no inner loop follows the last step
+        after = module.images.detach().clone()
+        module.images.data.copy_(self.images)
+        return [[after - self.images]]
+
+    def inner_epoch(self):
+        """One epoch of a fresh network."""
+        trained = copy.deepcopy(self.network)
+        if self.way.plain:
+            plain_training(trained, self.images, self.labels, self.inner_order, lr=self.module.lr_network)
+        else:
+            self.module.train_network(trained, 0)
+        return [moved(trained, self.network)]
+
+    def evaluation(self):
+        """Ten epochs of a fresh network and 2,500 test images."""
+        if not self.way.plain:
+            recipe, cpu = Recipe(epochs=EPOCHS - 1), torch.device("cpu")
+            accuracy, trained = train_and_test(self.images, self.labels, "ConvNet", self.data, recipe, SEED, cpu)
+            return [moved(trained, our_network(SEED)), [torch.tensor(accuracy)]]
+        trained = plain_network(SEED)
+        order = list(_Batches(self.images, self.labels, 256, EPOCHS, SEED).rows())
+        drop = (EPOCHS // 2 + 1) * len(self.inner_order)
+        for batches, lr in ((order[:drop], 0.01), (order[drop:], 0.001)):
+            plain_training(trained, self.images, self.labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
+        accuracy = plain_accuracy(trained, self.data._test.images, self.data._test_labels)
+        return [moved(trained, our_network(SEED)), [torch.tensor(accuracy)]]
 
 
-SEED = 7
-TOLERANCE = 1e-3  # of the largest value: float32, added in another order
+def augment(count: int, way: Way) -> int:
+    """MNIST's augmentation, for some epochs, whose number is given back; tests compare what it does.
+
+    Ours takes all epochs of an evaluation, of which the first pay for the others; SciPy takes as long in each of some.
+    """
+    images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+    if way.plain:
+        random, epochs = np.random.RandomState(0), max(1, 2048 // count)
+        for _ in range(epochs):
+            plain_augmentation(images, random)
+    else:
+        epochs = Recipe().epochs_augmented + 1
+        for _ in _Batches(images, torch.zeros(count), 256, epochs, SEED, [crop, scale, rotate]):
+            pass
+    return epochs
+
+
+def serve(asked: Connection, way: Way) -> None:
+    """A process that does what it is asked in one way, and answers with seconds and what it came to."""
+    if way.keep_freed_memory:
+        keep_freed_memory()
+    if not way.own_pooling:
+        AveragePooling.forward = lambda self, images: avg_pool2d(images, 2)  # type: ignore[method-assign]
+    compile_networks(way.compile)
+    case = functools.cache(lambda ipc: Case(ipc, way))
+    while question := asked.recv():
+        part, number = question
+        if part == "augmentation":
+            took, epochs = seconds(lambda number=number: augment(number, way))
+            asked.send((took / epochs, []))
+        else:
+            took, found = seconds(getattr(case(number), part))
+            asked.send((took, [torch.cat([t.flatten() for t in tensors]).numpy() for tensors in found]))
+
+
+@contextlib.contextmanager
+def processes(ways: dict[str, Way]) -> Iterator[dict[str, Connection]]:
+    """One process a way, to be asked through these."""
+    context, pipes, started = multiprocessing.get_context("spawn"), {}, []
+    for name, way in ways.items():
+        pipes[name], theirs = context.Pipe()
+        started.append(context.Process(target=serve, args=(theirs, way), daemon=True))
+        started[-1].start()
+        theirs.close()
+    yield pipes
+    for pipe, process in zip(pipes.values(), started, strict=True):
+        pipe.send(None)
+        process.join()
+
+
+def alternate(pipes: dict[str, Connection], part: str, number: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each way, in turn, and how far what each came to last is from what the first one did."""
+    found: dict[str, list[float]] = {name: [] for name in pipes}
+    results = {}
+    for turn in range(rounds + 2):
+        for name, pipe in pipes.items():
+            pipe.send((part, number))
+            took, results[name] = pipe.recv()
+            if turn > 1:  # the first two warm up
+                found[name].append(took)
+    expected = results.pop(next(iter(pipes)))
+    apart = {
+        name: max((relative(a, b) for a, b in zip(expected, result, strict=True)), default=0.0)
+        for name, result in results.items()
+    }
+    return {"seconds": found, "difference": apart}
+
+
+def relative(expected: np.ndarray, found: np.ndarray) -> float:
+    return float(np.linalg.norm(expected - found) / np.linalg.norm(expected))
 
 
 def gigaflop(function):
@@ -207,61 +334,6 @@ def seconds(function):
     begun = time.perf_counter()
     found = function()
     return time.perf_counter() - begun, found
-
-
-def alternate(ways, rounds):
-    """Seconds of each way, in turn, each with its own memory allocation, by name; and what each came to last."""
-    found, results = {name: [] for name in ways}, {}
-    for number in range(rounds + 2):
-        for name, (allocation, function) in ways.items():
-            allocation()
-            took, results[name] = seconds(function)
-            if number > 1:  # the first two warm up
-                found[name].append(took)
-    return found, results
-
-
-def compare(plain, ours, rounds, compile_too=False):
-    """Seconds of each, alternating; and how far what they come to is apart."""
-
-    def ours_compiled():
-        compile_networks()
-        try:
-            return ours()
-        finally:
-            compile_networks(False)
-
-    ways = {"plain": (systems_allocation, plain), "ours": (keep_freed_memory, ours)}
-    if compile_too:
-        ways["compiled"] = keep_freed_memory, ours_compiled
-    found, results = alternate(ways, rounds)
-    largest = max(float(tensor.detach().abs().max()) for tensor in results["plain"])
-    differences = [
-        float((a - b).detach().abs().max()) / largest
-        for name in ways
-        for a, b in zip(results["plain"], results[name], strict=True)
-    ]
-    return {**found, "largest_relative_difference": max(differences)}
-
-
-def time_augmentation(count, rounds):
-    """Seconds of an epoch of MNIST's augmentation, alternating; each draws for itself, and tests compare them.
-
-    Ours takes all epochs of an evaluation, of which the first pay for the others; SciPy takes as long in each of some.
-    """
-    images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
-    epochs, some, random = Recipe().epochs_augmented + 1, 8 * 2048 // count, np.random.RandomState(0)
-
-    def plain():
-        for _ in range(some):
-            plain_augmentation(images, random)
-
-    def ours():
-        for _ in _Batches(images, torch.zeros(count), 256, epochs, SEED, [crop, scale, rotate]):
-            pass
-
-    found, _ = alternate({"plain": (systems_allocation, plain), "ours": (keep_freed_memory, ours)}, rounds)
-    return {"plain": [each / some for each in found["plain"]], "ours": [each / epochs for each in found["ours"]]}
 
 
 class Idle(CondensationModule):
@@ -280,9 +352,26 @@ class Idle(CondensationModule):
         return torch.zeros(()), torch.zeros_like(synthetic)
 
 
+@contextlib.contextmanager
+def terminal():
+    """Prints to a terminal that shows nothing."""
+    reader, writer = os.openpty()
+
+    def read():
+        with contextlib.suppress(OSError):  # the other end is closed
+            while os.read(reader, 1 << 16):
+                pass
+
+    threading.Thread(target=read, daemon=True).start()
+    os.environ["TERM"] = "xterm"
+    with os.fdopen(writer, "w") as file, contextlib.redirect_stdout(file):
+        yield
+
+
 def overhead(iterations=1000):
     """Seconds of Lightning's between two matching steps, everything on that is on by default."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    bar = RunProgress()
+    with tempfile.TemporaryDirectory() as folder, terminal():
         module = Idle(network="ConvNetD1")
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -290,9 +379,10 @@ def overhead(iterations=1000):
             logger=TensorBoardLogger(folder, default_hp_metric=False),
             log_every_n_steps=1,
             enable_model_summary=False,
-            callbacks=[RunProgress(), Checkpoints()],
+            callbacks=[bar, Checkpoints(), EvaluationCallback(num_networks=1, every_n=0, recipe=Recipe(epochs=1))],
         )
         trainer.fit(module, datamodule=Noise(batch_real=1))
+    assert bar._run is not None, "the progress bar was not open"
     between = [begun - ended for (_, ended), (begun, _) in itertools.pairwise(module.times)]
     return statistics.fmean(between), statistics.median(between)
 
@@ -316,52 +406,76 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="also with compiled networks")
+    parser.add_argument("--options", action="store_true", help="also a matching step with every option by itself")
     parser.add_argument("--output", default="benchmark.json")
     options = parser.parse_args()
-    keep_freed_memory()
-    rate, rows = convolution_rate(), []
-    for ipc in options.ipc:
-        for name, plain, ours in parts(ipc):
-            work = gigaflop(plain)
-            found = compare(plain, ours, options.rounds, options.compile)
-            rows.append({"part": f"ipc {ipc}: {name}", **found, "gflop": work})
-    apart = [row["part"] for row in rows if row["largest_relative_difference"] > TOLERANCE]
-    for count in (10, 100, 256):
-        found = time_augmentation(count, 3 * options.rounds)
-        rows.append({"part": f"augmentation of {count} images, an epoch", **found})
+    rate, rows, one_by_one = convolution_rate(), [], []
+    ways = WAYS | (COMPILED if options.compile else {})
+    with processes(ways) as pipes:
+        for ipc in options.ipc:
+            case = Case(ipc, WAYS["plain"])
+            for part in (*["real_gradient"][: ipc == options.ipc[0]], "matching_step", "inner_epoch", "evaluation"):
+                found = alternate(pipes, part, ipc, options.rounds)
+                rows.append({"part": part, "ipc": ipc, **found, "gflop": gigaflop(getattr(case, part))})
+    with processes(WAYS) as pipes:
+        for ipc in options.ipc:
+            found = alternate(pipes, "augmentation", CLASSES * ipc, 3 * options.rounds)
+            rows.append({"part": "augmentation", "ipc": ipc, **found})
+    for name, way in OPTIONS.items() if options.options else ():
+        with processes({"default": Way(), name: way}) as pipes:
+            one_by_one.append({"option": name, **alternate(pipes, "matching_step", 10, options.rounds)})
     mean, median = overhead()
-    show(rows, f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    show(rows, list(ways), rate)
+    show_options(one_by_one)
     print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
     lightning = {"mean_seconds_between_steps": mean, "median_seconds_between_steps": median}
-    content = {"convolution_gflop_per_second": rate, "parts": rows, "lightning": lightning, **environment()}
+    content = {"convolution_gflop_per_second": rate, "parts": rows, "options": one_by_one, "lightning": lightning}
     with open(options.output, "w") as file:
-        json.dump(content, file, indent=2)
+        json.dump({**content, **environment()}, file, indent=2)
+    apart = [f"{row['part']} at ipc {row['ipc']}" for row in rows if max(row["difference"].values()) > TOLERANCE]
     if apart:
         sys.exit(f"Different results: {', '.join(apart)}")
 
 
-def show(rows, title):
-    table = Table(title=f"{title}; medians of seconds, and of ratios to plain (least, most)")
-    names = ("part", "plain", "ours", "ratio", "compiled", "ratio", "GFLOP/s", "of the rate", "rel. difference")
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    rate = float(re.search(r"[\d.]+", title).group())
+def ratios(seconds, base, way):
+    """As many times as fast as the base: the median, the least and the most."""
+    found = sorted(a / b for a, b in zip(seconds[base], seconds[way], strict=True))
+    return f"{statistics.median(found):.2f} ({found[0]:.2f}, {found[-1]:.2f})"
+
+
+def show(rows, ways, rate):
+    title = (
+        f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads; medians; ratios to plain (least, most)"
+    )
+    table = Table("part", "ipc", "plain", title=title)
+    for way in ways[1:]:
+        for name in (way, "ratio", "GFLOP/s", "of the rate", "difference"):
+            table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [row["part"], f"{statistics.median(row['plain']):.4f}"]
-        for way in ("ours", "compiled"):
-            if way not in row:
-                cells += ["", ""]
+        cells = [row["part"].replace("_", " "), str(row["ipc"]), f"{statistics.median(row['seconds']['plain']):.4f}"]
+        for way in ways[1:]:
+            if way not in row["seconds"]:
                 continue
-            ratios = sorted(a / b for a, b in zip(row["plain"], row[way], strict=True))
-            middle = statistics.median(ratios)
-            cells += [f"{statistics.median(row[way]):.4f}", f"{middle:.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})"]
-        if "gflop" in row:
-            speeds = [row["gflop"] / statistics.median(row[way]) for way in ("ours", "compiled") if way in row]
-            cells += [" ".join(f"{speed:.0f}" for speed in speeds)]
-            cells += [" ".join(f"{100 * speed / rate:.0f}" for speed in speeds) + " %"]
-            cells += [f"{row['largest_relative_difference']:.0e}"]
+            took = statistics.median(row["seconds"][way])
+            cells += [f"{took:.4f}", ratios(row["seconds"], "plain", way)]
+            if "gflop" in row:
+                speed = row["gflop"] / took
+                cells += [f"{speed:.0f}", f"{100 * speed / rate:.0f} %", f"{row['difference'][way]:.0e}"]
         table.add_row(*cells)
+    Console(width=170).print(table)
+
+
+def show_options(rows):
+    if not rows:
+        return
+    table = Table(
+        "option", "default", "with it", "as fast", "difference", title="a matching step of ten classes, ipc 10"
+    )
+    for row in rows:
+        name = row["option"]
+        medians = [f"{statistics.median(row['seconds'][way]):.3f}" for way in ("default", name)]
+        table.add_row(name, *medians, ratios(row["seconds"], "default", name), f"{row['difference'][name]:.0e}")
     Console(width=170).print(table)
 
 
