@@ -231,7 +231,11 @@ class CondensationModule(LightningModule):
         network = self._network(batch_idx)
         if has_batch_norm(network):
             with self._seeded("statistics", batch_idx):
-                freeze_batch_norm(network, self._batch_norm_images(batch, batch_idx))
+                freeze_batch_norm(
+                    network,
+                    self._batch_norm_images(batch, batch_idx),
+                    self.chunk_size and 4 * self.chunk_size,  # without derivatives: about the same memory
+                )
 
         loss, derivative = self._match(network, batch, batch_idx)
         self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")

@@ -3,7 +3,8 @@
 Paper, section 3.2, equation 9; the loop over classes in ``main.py`` of the authors' code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,20 +135,69 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def freeze_batch_norm(network: nn.Module, real: Tensor) -> None:
+def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None = None) -> None:
     """Updates the BatchNorm statistics by one forward pass of real images, then keeps them for the matching.
 
     A synthetic set is too small for statistics of its own, so the authors' code passes 16 real images per class, all
     classes in one batch, and puts every BatchNorm layer in eval mode. The momentum stays PyTorch's 0.1: fresh
     statistics move by a tenth only.
 
+    More images than a chunk are passed chunk by chunk up to the first BatchNorm layer, then to the next with the
+    statistics of the first, and so on: the same statistics up to rounding, in the memory of a chunk, for as many passes
+    as there are layers.
+
     Args:
         network: classifier; all its other layers are left in train mode.
         real: float, ``(n, C, H, W)``, normalised.
+        chunk_size: images a pass, to bound the memory; None takes all at once.
     """
     network.train()
+    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
-        network(real)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+        if chunk_size is None or len(real) <= chunk_size or any(layer.running_mean is None for layer in layers):
+            network(real)
+        else:
+            _update_in_chunks(network, layers, real.split(chunk_size))
+    for layer in layers:
+        layer.eval()
+
+
+class _Reached(BaseException):
+    """A forward pass has come to a BatchNorm layer: which, how many values of each channel, their mean and variance."""
+
+
+def _update_in_chunks(network: nn.Module, layers: list[Any], chunks: Sequence[Tensor]) -> None:
+    """Updates the statistics of the layers as one forward pass of all chunks together would."""
+
+    def stop(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        channels = inputs[0].transpose(0, 1).flatten(1)
+        raise _Reached(layer, channels.shape[1], channels.mean(dim=1), channels.var(dim=1, correction=0))
+
+    def next_layer(chunk: Tensor) -> tuple[Any, ...] | None:
+        try:
+            network(chunk)
+        except _Reached as reached:
+            return reached.args  # and not what its traceback holds
+        return None
+
+    hooks = {layer: layer.register_forward_pre_hook(stop) for layer in layers}
+    updated = []
+    while hooks and (found := [reached for chunk in chunks if (reached := next_layer(chunk))]):
+        layer, counts = found[0][0], [count for _, count, _, _ in found]
+        shares = chunks[0].new_tensor(counts)[:, None] / sum(counts)
+        means, variances = (torch.stack(parts) for parts in list(zip(*found, strict=True))[2:])
+        mean = (shares * means).sum(dim=0)
+        variance = (shares * (variances + (means - mean) ** 2)).sum(dim=0)
+        hooks.pop(layer).remove()
+        layer.eval()
+        unbiased = variance * sum(counts) / (sum(counts) - 1)
+        updated.append((layer, layer.running_mean.clone(), layer.running_var.clone(), unbiased))
+        layer.running_mean.copy_(mean)  # what the pass through all layers normalises by
+        layer.running_var.copy_(variance)
+    for hook in hooks.values():
+        hook.remove()
+    for layer, old_mean, old_variance, variance in updated:
+        layer.num_batches_tracked += 1
+        momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+        layer.running_mean.copy_(old_mean.lerp(layer.running_mean, momentum))
+        layer.running_var.copy_(old_variance.lerp(variance, momentum))

@@ -242,14 +242,14 @@ class Case:
         if not self.way.plain:
             recipe, cpu = Recipe(epochs=EPOCHS - 1), torch.device("cpu")
             accuracy, trained = train_and_test(self.images, self.labels, "ConvNet", self.data, recipe, SEED, cpu)
-            return [moved(trained, our_network(SEED)), [torch.tensor(accuracy)]]
+            return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
         trained = plain_network(SEED)
         order = list(_Batches(self.images, self.labels, 256, EPOCHS, SEED).rows())
         drop = (EPOCHS // 2 + 1) * len(self.inner_order)
         for batches, lr in ((order[:drop], 0.01), (order[drop:], 0.001)):
             plain_training(trained, self.images, self.labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
         accuracy = plain_accuracy(trained, self.data._test.images, self.data._test_labels)
-        return [moved(trained, our_network(SEED)), [torch.tensor(accuracy)]]
+        return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
 
 
 def augment(count: int, way: Way) -> int:
