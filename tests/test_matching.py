@@ -74,16 +74,16 @@ def test_all_classes_in_one_pass_are_those_of_the_authors_code(entry, name, chun
     assert_golden_summary(derivatives.flatten(0, 1), entry[name]["image_grad"])
 
 
-@pytest.mark.parametrize("name", ["ConvNetBN", "ResNet18BN_AP", "ResNet18BN"])
+@pytest.mark.parametrize("name", ["ConvNetBN", "ResNet18BN"])
 def test_batch_norm_statistics_in_chunks_are_those_of_all_images_together(name):
     """Where layers are registered in another order than they are used in, too, and with statistics from before."""
     torch.manual_seed(0)
     whole, chunks = (getattr(networks, name)(1, 3, (32, 32)).double() for _ in range(2))
     chunks.load_state_dict(whole.state_dict())
-    for size in (12, 11):
+    for size in (8, 7):
         real = 1 + torch.randn(size, 1, 32, 32, dtype=torch.float64)
         freeze_batch_norm(whole, real)
-        freeze_batch_norm(chunks, real, chunk_size=5)
+        freeze_batch_norm(chunks, real, chunk_size=4)
     assert has_batch_norm(whole)
     for key, expected in whole.state_dict().items():
         torch.testing.assert_close(chunks.state_dict()[key], expected, rtol=1e-9, atol=1e-9)
