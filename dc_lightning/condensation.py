@@ -93,7 +93,8 @@ class CondensationModule(LightningModule):
         batch_synthetic: batch size of the inner loop.
         batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
         real_chunk_size: real images a pass; None passes the whole batch on a GPU, and 64 on the CPU, which are as fast
-            there as all at once. The result is the same up to rounding; a small one needs little memory.
+            there as all at once. The result is the same up to rounding; a small one needs little memory. Four times as
+            many pass together for the statistics of BatchNorm layers, where nothing is kept for a derivative.
         batch_classes: match all classes in one pass instead of one by one: fewer and larger operations, for a GPU, at
             the memory of all classes. The result is the same up to rounding, unless the network draws itself (dropout).
         seed: of every random draw.
