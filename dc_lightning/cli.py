@@ -101,8 +101,13 @@ class _Evaluation(LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         # The test loop's would reach the networks in training, and a fit evaluates without them.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
-            self.evaluate()
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
+                self.evaluate()
+        finally:
+            torch.set_default_dtype(dtype)
 
     def evaluate(self) -> None:
         raise NotImplementedError

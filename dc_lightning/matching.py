@@ -144,7 +144,7 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
 
     More images than a chunk are passed chunk by chunk up to the first BatchNorm layer, then to the next with the
     statistics of the first, and so on: the same statistics up to rounding, in the memory of a chunk, for as many passes
-    as there are layers.
+    as there are layers, each of which a pass uses once.
 
     Args:
         network: classifier; all its other layers are left in train mode.
@@ -157,7 +157,7 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
         if chunk_size is None or len(real) <= chunk_size or any(layer.running_mean is None for layer in layers):
             network(real)
         else:
-            _update_in_chunks(network, layers, real.split(chunk_size))
+            _update_in_chunks(network, [layer for layer in layers if layer.training], real.split(chunk_size))
     for layer in layers:
         layer.eval()
 
@@ -169,9 +169,10 @@ class _Reached(BaseException):
 def _update_in_chunks(network: nn.Module, layers: list[Any], chunks: Sequence[Tensor]) -> None:
     """Updates the statistics of the layers as one forward pass of all chunks together would."""
 
-    def stop(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        channels = inputs[0].transpose(0, 1).flatten(1)
-        raise _Reached(layer, channels.shape[1], channels.mean(dim=1), channels.var(dim=1, correction=0))
+    def stop(layer: Any, inputs: tuple[Tensor]) -> None:
+        channels = inputs[0].transpose(0, 1).flatten(1).to(layer.running_mean.dtype)
+        variance, mean = torch.var_mean(channels, dim=1, correction=0)
+        raise _Reached(layer, channels.shape[1], mean, variance)
 
     def next_layer(chunk: Tensor) -> tuple[Any, ...] | None:
         try:
@@ -182,20 +183,22 @@ def _update_in_chunks(network: nn.Module, layers: list[Any], chunks: Sequence[Te
 
     hooks = {layer: layer.register_forward_pre_hook(stop) for layer in layers}
     updated = []
-    while hooks and (found := [reached for chunk in chunks if (reached := next_layer(chunk))]):
-        layer, counts = found[0][0], [count for _, count, _, _ in found]
-        shares = chunks[0].new_tensor(counts)[:, None] / sum(counts)
-        means, variances = (torch.stack(parts) for parts in list(zip(*found, strict=True))[2:])
-        mean = (shares * means).sum(dim=0)
-        variance = (shares * (variances + (means - mean) ** 2)).sum(dim=0)
-        hooks.pop(layer).remove()
-        layer.eval()
-        unbiased = variance * sum(counts) / (sum(counts) - 1)
-        updated.append((layer, layer.running_mean.clone(), layer.running_var.clone(), unbiased))
-        layer.running_mean.copy_(mean)  # what the pass through all layers normalises by
-        layer.running_var.copy_(variance)
-    for hook in hooks.values():
-        hook.remove()
+    try:
+        while hooks and (found := [reached for chunk in chunks if (reached := next_layer(chunk))]):
+            layer, counts = found[0][0], [count for _, count, _, _ in found]
+            hooks.pop(layer).remove()
+            means, variances = (torch.stack(parts) for parts in list(zip(*found, strict=True))[2:])
+            shares = means.new_tensor(counts)[:, None] / sum(counts)
+            mean = (shares * means).sum(dim=0)
+            variance = (shares * (variances + (means - mean) ** 2)).sum(dim=0)
+            unbiased = variance * sum(counts) / (sum(counts) - 1)
+            updated.append((layer, layer.running_mean.clone(), layer.running_var.clone(), unbiased))
+            layer.eval()
+            layer.running_mean.copy_(mean)  # what the pass through all layers normalises by
+            layer.running_var.copy_(variance)
+    finally:
+        for hook in hooks.values():
+            hook.remove()
     for layer, old_mean, old_variance, variance in updated:
         layer.num_batches_tracked += 1
         momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum

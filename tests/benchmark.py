@@ -60,7 +60,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 CLASSES, REAL, SHAPE = 10, 256, (1, 28, 28)
 SEED, EPOCHS = 7, 10  # of an evaluation
-TOLERANCE = 1e-2  # float32, added in another order, and trained on from there
+TOLERANCES = {"ours": 1e-4, "compiled": 2e-2}  # float32, added in another order, and trained on from there
 
 
 def plain_network(seed):
@@ -79,9 +79,9 @@ def our_network(seed=0):
     return make_network("ConvNet", SHAPE[0], CLASSES, SHAPE[1:], seed)
 
 
-def plain_gradient(network, images, label):
-    labels = torch.full((len(images),), label)
-    return torch.autograd.grad(cross_entropy(network(images), labels), list(network.parameters()))
+def plain_gradient(network, images, label, create_graph=False):
+    loss = cross_entropy(network(images), torch.full((len(images),), label))
+    return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
 
 
 def plain_distance(synthetic, real):
@@ -95,14 +95,13 @@ def plain_distance(synthetic, real):
 
 def plain_matching_step(network, real, images, lr, momentum):
     """The images after one update."""
-    images, ipc = images.clone().requires_grad_(), len(images) // CLASSES
+    images, derivatives = images.clone().requires_grad_(), []
     optimizer = torch.optim.SGD([images], lr=lr, momentum=momentum)
-    for label in range(CLASSES):
+    for label, synthetic in enumerate(images.split(len(images) // CLASSES)):
         target = plain_gradient(network, real.take(real.rows[label]), label)
-        synthetic = images[label * ipc : (label + 1) * ipc]
-        loss = cross_entropy(network(synthetic), torch.full((ipc,), label))
-        ours = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
-        plain_distance(ours, target).backward()
+        ours = plain_gradient(network, synthetic, label, create_graph=True)
+        derivatives += torch.autograd.grad(plain_distance(ours, target), synthetic)
+    images.grad = torch.cat(derivatives)
     optimizer.step()
     return images.detach()
 
@@ -410,6 +409,7 @@ def main():
     parser.add_argument("--options", action="store_true", help="also a matching step with every option by itself")
     parser.add_argument("--output", default="benchmark.json")
     options = parser.parse_args()
+    keep_freed_memory()  # for the rate of the convolution
     rate, rows, one_by_one = convolution_rate(), [], []
     ways = WAYS | (COMPILED if options.compile else {})
     with processes(ways) as pipes:
@@ -433,7 +433,12 @@ def main():
     content = {"convolution_gflop_per_second": rate, "parts": rows, "options": one_by_one, "lightning": lightning}
     with open(options.output, "w") as file:
         json.dump({**content, **environment()}, file, indent=2)
-    apart = [f"{row['part']} at ipc {row['ipc']}" for row in rows if max(row["difference"].values()) > TOLERANCE]
+    apart = [
+        f"{row['part']} at ipc {row['ipc']}, {way}"
+        for row in rows
+        for way, difference in row["difference"].items()
+        if not difference <= TOLERANCES[way]
+    ]
     if apart:
         sys.exit(f"Different results: {', '.join(apart)}")
 

@@ -127,15 +127,16 @@ class Noting(MLP):
         return logits
 
 
-def test_mixed_precision_is_for_the_condensation_alone():
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("64-true", torch.float64)])
+def test_the_precision_is_that_of_the_condensation_alone(precision, dtype):
     """Whichever command evaluates."""
-    mixed = ["--trainer.precision", "bf16-mixed", "--model.network", "test_cli.Noting"]
+    options = [*("--trainer.precision", precision), *("--model.network", "test_cli.Noting")]
     noted.clear()
-    assert fit(*mixed, "--trainer.max_epochs", "1") == 0
-    assert noted == {torch.bfloat16, torch.float32}
+    assert fit(*options, "--trainer.max_epochs", "1") == 0
+    assert noted == {dtype, torch.float32}
     for command in (["evaluate", "--synthetic", str(RUN / "synthetic.pt")], ["select", "--method", "herding"]):
         noted.clear()
-        assert main([*command, *TINY, *mixed, "--evaluation.features_network", "MLP"]) == 0
+        assert main([*command, *TINY, *options, "--evaluation.features_network", "MLP"]) == 0
         assert noted == {torch.float32}
 
 

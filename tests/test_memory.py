@@ -111,9 +111,9 @@ def peak(network, classes, batch_real, chunk):
 @pytest.mark.parametrize(
     ("network", "numbers", "images"),
     [
-        ("ConvNetW32", (10, 100), 2),  # derivative and momentum
-        ("test_memory.Shallow", (10, 100, 1000), 2),
-        (BATCH_NORM, (16, 100), 18),  # and 16 real ones for the statistics
+        ("ConvNetW32", (10, 100), 1),  # the derivative
+        ("test_memory.Shallow", (10, 100, 1000), 1),
+        (BATCH_NORM, (16, 100), 17),  # and 16 real ones for the statistics
     ],
     ids=["ConvNet", "Shallow", "BatchNorm"],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from curves import read_curves
+from torch._dynamo.utils import counters
 
 import dc_lightning.evaluation
 import dc_lightning.synthetic
@@ -71,7 +72,9 @@ def child(args, folder, where, count):
 
     dc_lightning.synthetic.os.replace = killing_replace
     dc_lightning.evaluation.train_and_test = killing_train_and_test
-    sys.exit(main(args))
+    code = main(args)
+    assert "--compile" not in args or counters["stats"]["unique_graphs"] > 0
+    sys.exit(code)
 
 
 def run(args, folder, where="", count=0):
@@ -133,7 +136,7 @@ def test_killed_there(where, count, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path, capfd):
+def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path):
     """Killed between two steps of one outer iteration."""
     compiled = [*AUTO, "--compile", "true"]
     folders = [tmp_path / name for name in ("whole", "killed")]
@@ -142,7 +145,6 @@ def test_a_compiled_run_goes_on_with_the_same_bits(tmp_path, capfd):
     assert run(compiled, folders[0]) == 0
     assert run(compiled, folders[1], "after a checkpoint write", 9) == -signal.SIGKILL
     assert run(compiled, folders[1]) == 0
-    assert "cannot be compiled" not in capfd.readouterr().err
     assert_same(outcome(folders[1]), outcome(folders[0]))
 
 
@@ -151,7 +153,7 @@ def test_curves_are_read_in_order_whatever_their_files_are_called(whole, tmp_pat
     assert run(ARGS, tmp_path, "after a checkpoint write", 20) == -signal.SIGKILL
     (events,) = (tmp_path / RUN).glob("events*")
     _, _, _, _, *host, _, _ = events.name.split(".")
-    events.rename(events.with_name(".".join(["events.out.tfevents", str(int(time.time()) + 2), *host, "99999", "0"])))
+    events.rename(events.with_name(".".join(["events.out.tfevents", str(int(time.time()) + 4), *host, "99999", "0"])))
     assert run(AUTO, tmp_path) == 0
     assert_same(outcome(tmp_path), whole)
 
