@@ -132,7 +132,11 @@ def match_classes(
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether the network has a BatchNorm layer."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return bool(_batch_norm_layers(network))
+
+
+def _batch_norm_layers(network: nn.Module) -> list[Any]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None = None) -> None:
@@ -152,7 +156,7 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
         chunk_size: images a pass, to bound the memory; None takes all at once.
     """
     network.train()
-    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    layers = _batch_norm_layers(network)
     with torch.no_grad():
         if chunk_size is None or len(real) <= chunk_size or any(layer.running_mean is None for layer in layers):
             network(real)

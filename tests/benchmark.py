@@ -173,11 +173,11 @@ class Way:
 
 
 WAYS = {"plain": Way(plain=True, keep_freed_memory=False), "ours": Way()}
-COMPILED = {"compiled": Way(compile=True)}
+COMPILED = Way(compile=True)
 OPTIONS = {
     "--keep_freed_memory false": Way(keep_freed_memory=False),
     "PyTorch's average pooling": Way(own_pooling=False),
-    "--compile true": Way(compile=True),
+    "--compile true": COMPILED,
     "--model.real_chunk_size 256": Way(model={"real_chunk_size": REAL}),
     "--model.batch_classes true": Way(model={"batch_classes": True}),
     "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
@@ -200,7 +200,7 @@ class Case:
         self.trainer.strategy.optimizers = [self.module.configure_optimizers()]
         self.images, self.labels = self.module.images.detach().clone(), self.module.labels
         seed = derive_seed(self.module.seed, "network", 0)
-        self.our_network, self.network = our_network(seed), plain_network(seed) if way.plain else our_network(seed)
+        self.network = plain_network(seed) if way.plain else our_network(seed)
         self.real = self.data.real.take(self.data.real.rows[3])
         self.inner_order = torch.randperm(len(self.images), generator=self.module._generator("inner", 0)).split(256)
 
@@ -238,16 +238,16 @@ class Case:
 
     def evaluation(self):
         """Ten epochs of a fresh network and 2,500 test images."""
-        if not self.way.plain:
+        if self.way.plain:
+            trained = plain_network(SEED)
+            order = list(_Batches(self.images, self.labels, 256, EPOCHS, SEED).rows())
+            drop = (EPOCHS // 2 + 1) * len(self.inner_order)
+            for batches, lr in ((order[:drop], 0.01), (order[drop:], 0.001)):
+                plain_training(trained, self.images, self.labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
+            accuracy = plain_accuracy(trained, self.data._test.images, self.data._test_labels)
+        else:
             recipe, cpu = Recipe(epochs=EPOCHS - 1), torch.device("cpu")
             accuracy, trained = train_and_test(self.images, self.labels, "ConvNet", self.data, recipe, SEED, cpu)
-            return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
-        trained = plain_network(SEED)
-        order = list(_Batches(self.images, self.labels, 256, EPOCHS, SEED).rows())
-        drop = (EPOCHS // 2 + 1) * len(self.inner_order)
-        for batches, lr in ((order[:drop], 0.01), (order[drop:], 0.001)):
-            plain_training(trained, self.images, self.labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
-        accuracy = plain_accuracy(trained, self.data._test.images, self.data._test_labels)
         return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
 
 
@@ -279,7 +279,7 @@ def serve(asked: Connection, way: Way) -> None:
     while question := asked.recv():
         part, number = question
         if part == "augmentation":
-            took, epochs = seconds(lambda number=number: augment(number, way))
+            took, epochs = seconds(functools.partial(augment, number, way))
             asked.send((took / epochs, []))
         else:
             took, found = seconds(getattr(case(number), part))
@@ -411,7 +411,7 @@ def main():
     options = parser.parse_args()
     keep_freed_memory()  # for the rate of the convolution
     rate, rows, one_by_one = convolution_rate(), [], []
-    ways = WAYS | (COMPILED if options.compile else {})
+    ways = WAYS | ({"compiled": COMPILED} if options.compile else {})
     with processes(ways) as pipes:
         for ipc in options.ipc:
             case = Case(ipc, WAYS["plain"])

@@ -11,6 +11,16 @@ from dc_lightning import distance, networks
 from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class, match_classes, network_gradient
 
+
+def golden_case(entry):
+    """Network, real images of three classes, and synthetic ones, that the golden values were computed with."""
+    channels, size = entry["channels"], entry["size"]
+    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
+    if has_batch_norm(network):
+        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
+    return network, normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+
+
 CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in distance.NAMES]
 
 
@@ -18,11 +28,7 @@ CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in dist
     ("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}"
 )
 def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name):
-    channels, size = entry["channels"], entry["size"]
-    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
-    if has_batch_norm(network):
-        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
-    real, synthetic = normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+    network, real, synthetic = golden_case(entry)
     results = [
         match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, getattr(distance, name)) for c in range(3)
     ]
@@ -44,11 +50,7 @@ def compilation():
 @pytest.mark.parametrize("model", ["MLP", "ConvNet", "ConvNetBN"])
 def test_compiled_networks_give_the_distances_of_the_authors_code(model, compilation):
     entry = next(entry for entry in GOLDEN["gradient_matching"] if entry["model"] == model)
-    channels, size = entry["channels"], entry["size"]
-    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
-    if has_batch_norm(network):
-        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
-    real, synthetic = normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+    network, real, synthetic = golden_case(entry)
     forward = compiled(network)
     results = [
         match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, distance.ours, forward=forward) for c in range(3)
@@ -63,11 +65,7 @@ def test_compiled_networks_give_the_distances_of_the_authors_code(model, compila
     ("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}"
 )
 def test_all_classes_in_one_pass_are_those_of_the_authors_code(entry, name, chunk):
-    channels, size = entry["channels"], entry["size"]
-    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
-    if has_batch_norm(network):
-        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
-    real, synthetic = normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+    network, real, synthetic = golden_case(entry)
     pairs, labels = synthetic.view(3, 2, *synthetic.shape[1:]), torch.arange(3)
     distances, derivatives = match_classes(network, real, pairs, labels, getattr(distance, name), real_chunk_size=chunk)
     assert_golden(distances.tolist(), entry[name]["distance_per_class"])

@@ -109,19 +109,19 @@ def peak(network, classes, batch_real, chunk):
 
 
 @pytest.mark.parametrize(
-    ("network", "numbers", "images"),
+    ("network", "numbers", "images", "least"),
     [
-        ("ConvNetW32", (10, 100), 1),  # the derivative
-        ("test_memory.Shallow", (10, 100, 1000), 1),
-        (BATCH_NORM, (16, 100), 17),  # and 16 real ones for the statistics
+        ("ConvNetW32", (10, 100), 1, 30),  # the derivative
+        ("test_memory.Shallow", (10, 100, 1000), 1, 10),
+        (BATCH_NORM, (16, 100), 17, 30),  # and 16 real ones for the statistics
     ],
     ids=["ConvNet", "Shallow", "BatchNorm"],
 )
-def test_the_memory_of_a_step_does_not_grow_with_the_number_of_classes(network, numbers, images):
+def test_the_memory_of_a_step_does_not_grow_with_the_number_of_classes(network, numbers, images, least):
     """Aside from the images of each class themselves."""
     size = images * 28 * 28 * 4 / 2**20
     few, *more = (peak(network, classes, 64, 64) - classes * size for classes in numbers)
-    assert few > 10  # what is measured is not nothing
+    assert few > least  # what is measured is not nothing
     assert max(more) < 1.1 * few
 
 
