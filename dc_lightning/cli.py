@@ -1,56 +1,58 @@
-"""The command line: ``dc-lightning`` with ``fit``, ``evaluate`` and ``select``, on LightningCLI."""
+"""The command line: ``dc-lightning`` with one function a command, on LightningCLI."""
 
 import errno
 import inspect
 import logging
 import os
-import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader, Dataset
 
-from dc_lightning import data
-from dc_lightning.allocator import keep_freed_memory
-from dc_lightning.callbacks import EvaluationCallback, require_writable
-from dc_lightning.checkpoints import Checkpoints, Interrupted
+from dc_lightning import __version__, data, methods
 from dc_lightning.compilation import compile_networks
-from dc_lightning.condensation import CondensationModule, require_checkpoint
 from dc_lightning.data import CondensationDataModule
-from dc_lightning.errors import InputError
-from dc_lightning.progress import RunProgress
-from dc_lightning.selection import Method
+from dc_lightning.errors import InputError, suggestion
+from dc_lightning.evaluation.selection import Method
+from dc_lightning.methods import Condenser
+from dc_lightning.methods.base import require_checkpoint
+from dc_lightning.parts import find
+from dc_lightning.run import commands
+from dc_lightning.run.allocator import keep_freed_memory
+from dc_lightning.run.checkpoints import Checkpoints, Interrupted
+from dc_lightning.run.evaluation_callback import EvaluationCallback, require_writable
+from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import load_synthetic
 
 _FORKING = ("ddp_fork", "ddp_notebook")
+_DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
+_ONE_SEED = "Model and evaluation take the seed of the run: give seed_everything instead of a seed of theirs."
 
 
 class CondensationTrainer(Trainer):
-    """Lightning's Trainer with a further entry point."""
+    """Lightning's Trainer with the entry points of further commands."""
 
     def evaluate(
         self,
-        model: CondensationModule,
+        model: Condenser,
         datamodule: CondensationDataModule,
         synthetic: str | list[str],
         experiment: int | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Scores saved synthetic sets by the recipe of the evaluation, several as the experiments of one table cell.
+        """Scores saved synthetic sets by the recipes of the evaluation, several as the experiments of one table cell.
 
         Args:
             model: names the condensing network, for the pools S and SS, where the set does not.
@@ -61,17 +63,17 @@ class CondensationTrainer(Trainer):
             weights_only: not used; likewise.
         """
         paths = [synthetic] if isinstance(synthetic, str) else synthetic
-        self.test(_SavedSets(model, datamodule, self._evaluation(), paths=paths, experiment=experiment), verbose=False)
+        commands.evaluate(self, model, datamodule, paths, experiment)
 
     def select(
         self,
-        model: CondensationModule,
+        model: Condenser,
         datamodule: CondensationDataModule,
         method: Method,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Selects real images, model.ipc of each class, and scores them by the recipe of the evaluation.
+        """Selects real images, model.ipc of each class, and scores them by the recipes of the evaluation.
 
         Args:
             model: its ipc, and its network for the pools S and SS; nothing else of it is used.
@@ -80,91 +82,98 @@ class CondensationTrainer(Trainer):
             ckpt_path: not used; here, so that the configuration of a fit can be given.
             weights_only: not used; likewise.
         """
-        self.test(_Selection(model, datamodule, self._evaluation(), method=method), verbose=False)
-
-    def _evaluation(self) -> EvaluationCallback:
-        return next(part for part in _callbacks(self) if isinstance(part, EvaluationCallback))
+        commands.select(self, model, datamodule, method)
 
 
-class _Evaluation(LightningModule):
-    """Runs the evaluation inside a Trainer, which starts and joins the processes."""
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one sentence, without the usage of a hundred options before it."""
 
-    def __init__(self, model: CondensationModule, data: CondensationDataModule, callback: EvaluationCallback) -> None:
-        super().__init__()
-        self.model_spec, self.ipc, self.data, self.callback = model.network_spec, model.ipc, data, callback
+    _messages: ClassVar[list[str]] = []  # those of the parsers within it come first, and say more
 
-    def prepare_data(self) -> None:
-        self.data.prepare_data()
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(cast(Dataset, [0]))
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        # The test loop's would reach the networks in training, and a fit evaluates without them.
-        dtype = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
-                self.evaluate()
-        finally:
-            torch.set_default_dtype(dtype)
-
-    def evaluate(self) -> None:
-        raise NotImplementedError
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        inner = [said for said in self._messages if said in message]
+        self._messages.append(message)
+        first = message.splitlines()[0]
+        raise InputError(f"{first} {inner[-1]}" if inner else _on_one_line(message)) from ex
 
 
-class _SavedSets(_Evaluation):
-    def __init__(self, *parts: Any, paths: list[str], experiment: int | None) -> None:
-        super().__init__(*parts)
-        self.paths, self.experiment = paths, experiment
-
-    def setup(self, stage: str) -> None:
-        self.data.setup(stage)
-        names = self.data.class_names
-        self.sets = [
-            found for path in self.paths for found in load_synthetic(path, self.data.mean, self.data.std, names)
-        ]
-        if self.experiment is not None:
-            if not 0 <= self.experiment < len(self.sets):
-                raise InputError(
-                    f"experiment must be in 0..{len(self.sets) - 1}, as '{', '.join(self.paths)}' has {len(self.sets)} "
-                    f"synthetic sets; got {self.experiment}."
-                )
-            self.sets = [self.sets[self.experiment]]
-        if len({found.ipc for found in self.sets}) > 1:
-            raise InputError(
-                "Sets that are evaluated together must have one number of images per class; got "
-                f"{sorted({found.ipc for found in self.sets})}."
-            )
-        if len({str(found.source.get("method")) for found in self.sets}) > 1:
-            raise InputError("Sets that are evaluated together must be made by one method; evaluate each by itself.")
-        self.model_spec = self.sets[0].source.get("network", self.model_spec)  # what the set says it was made with
-        self.callback.check(self.trainer, self.data, self.model_spec, self.sets)
-
-    def evaluate(self) -> None:
-        self.callback.evaluate_saved(self.trainer, self.data, self.sets, self.model_spec, ", ".join(self.paths))
+def _on_one_line(message: str) -> str:
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    return " ".join(lines if len(message) < 400 else [lines[0], lines[-1]])
 
 
-class _Selection(_Evaluation):
-    def __init__(self, *parts: Any, method: Method) -> None:
-        super().__init__(*parts)
-        self.method = method
-
-    def setup(self, stage: str) -> None:
-        self.data.setup(stage)
-        self.callback.check(self.trainer, self.data, self.model_spec, methods=[self.method])
-
-    def evaluate(self) -> None:
-        chosen = self.callback.select(self.trainer, self.data, self.method, self.ipc)
-        path = self.callback.folder / "synthetic.pt"
-        if self.trainer.is_global_zero:
-            chosen.save(path)
-            chosen.save_grid(path.with_suffix(".png"))
-        self.callback.evaluate_saved(self.trainer, self.data, [chosen], self.model_spec, str(path))
+def _own_error_in(error: BaseException | None) -> InputError | None:
+    """What a part of ours said, where a parser has wrapped it."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined]
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and value of each option of a command line: ``--name value`` or ``--name=value``."""
+    for number, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            yield name, value if equals else next(iter(words[number + 1 : number + 2]), "")
+
+
+def _configuration_files(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The configuration files of a command line that can be read; of the others the parser says what is wrong."""
+    for name, value in _options(words):
+        if name == "config":
+            try:
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue
+            if isinstance(content, dict):
+                yield Path(value), content
+
+
+def _with_default_classes(words: list[str]) -> list[str]:
+    """Names the default classes where no other is named.
+
+    A default of the parser's would leave its arguments to another class that is named, whose own defaults would be
+    overruled silently.
+    """
+    named = {name.removesuffix(".class_path") for name, _ in _options(words)}
+    for _, content in _configuration_files(words):
+        named |= {key for key in _DEFAULT_CLASSES if isinstance(content.get(key), str)}
+        named |= {key for key in _DEFAULT_CLASSES if "class_path" in (content.get(key) or ())}
+    missing = [part for key in _DEFAULT_CLASSES if key not in named for part in (f"--{key}", _DEFAULT_CLASSES[key])]
+    return [words[0], *missing, *words[1:]]
+
+
+def _check_classes(words: Sequence[str]) -> None:
+    """Makes sure that the model and the data are classes that can be imported."""
+    for key, module in (("model", methods), ("data", data)):
+        base = {"model": Condenser, "data": CondensationDataModule}[key]
+        known = [name for name, part in vars(module).items() if inspect.isclass(part) and issubclass(part, base)]
+        given = [value for name, value in _options(words) if name in (key, f"{key}.class_path")]
+        for _, content in _configuration_files(words):
+            part = content.get(key)
+            given.append(part.get("class_path", "") if isinstance(part, dict) else part)
+        for name in given:
+            if isinstance(name, str) and name and not name.startswith("{") and not Path(name).is_file():
+                find(key, {name: vars(module)[name] for name in known if vars(module)[name] is not base}, name)
+
+
+def _refuse_seeds(words: Sequence[str]) -> None:
+    """A seed of the model or the evaluation would be overruled silently."""
+    if any(name.replace(".init_args", "") in ("model.seed", "evaluation.seed") for name, _ in _options(words)):
+        raise InputError(_ONE_SEED)
+    for path, content in _configuration_files(words):
+        for part in ("model", "evaluation"):
+            settings = content.get(part)
+            if isinstance(settings, dict) and "seed" in {**settings, **(settings.get("init_args") or {})}:
+                raise InputError(f"{_ONE_SEED} It is in '{path}'.")
+
+
+def _seed(value: int | bool | None) -> int:
+    if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise InputError(
+            f"seed_everything must be an integer in 0..2**32-1, from which every random draw is derived; got {value}."
+        )
+    return value
 
 
 def _is_tensorboard(logger: Any) -> bool:
@@ -180,7 +189,7 @@ def _newest_checkpoint(config: Namespace) -> str | None:
     found = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found and config.ckpt_path == "last":
         raise InputError(
-            f"There is no checkpoints/last.ckpt below '{folder}' to go on from; give its path, or 'auto', which starts "
+            f"There is no checkpoints/last.ckpt below '{folder}' to resume from; give its path, or 'auto', which starts "
             "anew where there is none."
         )
     return str(found[-1]) if found else None
@@ -197,80 +206,62 @@ def _wait_for_a_later_second(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def _seed(value: int | bool | None) -> int:
-    if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
-        raise InputError(
-            f"seed_everything must be an integer in 0..2**32-1, from which every random draw is derived; got {value}."
-        )
-    return value
-
-
-def _refuse_seeds_in(path: Path) -> None:
-    """A seed in a configuration file would be overruled without a word."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
-        return  # the parser says it better
-    for part in ("model", "evaluation"):
-        settings = content.get(part) if isinstance(content, dict) else None
-        if isinstance(settings, dict) and "seed" in {**settings, **(settings.get("init_args") or {})}:
-            raise InputError(f"{_ONE_SEED} It is in '{path}'.")
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in one sentence, without the usage of a hundred options before it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(_one_sentence(message)) from ex
-
-
-_FROM_DATA = ("num_classes", "channels", "image_size", "class_names", "labels", "images")
-_DATASETS = [
-    name
-    for name, part in vars(data).items()
-    if isinstance(part, type) and issubclass(part, CondensationDataModule) and not inspect.isabstract(part)
-]
-
-
-def _one_sentence(message: str) -> str:
-    """The parser's message without what it says of the types it tried."""
-    if tried := re.search(r"Subtypes: .*?Errors:\s+- (.*?)\s+- Expected a <class 'NoneType'>", message, re.DOTALL):
-        inner = tried.group(1)
-        if "given class_path" in inner or ("import path" in inner and 'key "data"' in message):
-            given = re.search(r"Given value: (.*)", message)
-            return (
-                f"Unknown dataset {given.group(1) if given else ''}: expected one of {', '.join(_DATASETS)}, or the "
-                "import path of your own CondensationDataModule, with its init_args."
-            )
-        key, given = re.match(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
-        if inner.startswith("Expected a <class") and key and given:
-            return f"{key.group(1)}: {' '.join(inner.split())}, got {given.group(1)}."
-        return _one_sentence(inner)
-    if "compute_fn" in message:  # our own message, wrapped by the parser
-        return message.rpartition(" failed: ")[2]
-    option = re.search(r"(?:Option '|model\.(?:init_args\.)?)(\w+)", message)
-    if option and option.group(1) in _FROM_DATA:
-        return f"{option.group(1)} is not an option of the model: it is taken from the data; leave it out."
-    if "evaluation.seed" in message:
-        return _ONE_SEED
-    return " ".join(message.split())
-
-
-_ONE_SEED = "Model and evaluation take the seed of the run: give seed_everything instead of a seed of theirs."
-
-
 class CondensationCLI(LightningCLI):
     """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys."""
 
+    def __init__(self, words: Sequence[str], run: bool = True) -> None:
+        """Parses the words of a command, and runs it.
+
+        Args:
+            words: a command and its options.
+            run: False only makes sure that the words are understood.
+
+        Raises:
+            InputError: if they are not.
+        """
+        self._only_parse = not run
+        super().__init__(
+            Condenser,
+            CondensationDataModule,
+            trainer_class=CondensationTrainer,
+            parser_class=_Parser,
+            trainer_defaults={
+                "max_epochs": 1000,
+                "logger": {
+                    "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                    "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
+                },
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                "callbacks": [RunProgress()],
+            },
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            args=list(words),
+            parser_kwargs={
+                "description": "Dataset condensation. Besides the subcommands below, `export SET FOLDER` writes images, "
+                "`reproduce TABLE` runs a table of a paper and `report FOLDER` prints it; each has a --help.",
+                **{name: {"default_env": False} for name in CondensationCLI.subcommands()},
+            },
+        )
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Refuses what would be overruled without a word."""
-        words = sys.argv[1:] if args is None else args
-        line = "\n".join(words) if isinstance(words, list) else ""
-        for path in re.findall(r"^(?:--config|-c)[=\n](.+)$", line, re.MULTILINE):
-            _refuse_seeds_in(Path(path))
-        if isinstance(words, list) and any(re.match(r"--model\.(init_args\.)?seed\b", word) for word in words):
-            raise InputError(_ONE_SEED)
-        super().parse_arguments(parser, args)
+        """Refuses what would be overruled silently, and names the default classes."""
+        words = cast(list[str], args)
+        if words[:1] and words[0] in self.subcommands():
+            _refuse_seeds(words)
+            _check_classes(words)
+            for name, value in _options(words):
+                if name == "ckpt_path" and value not in ("last", "auto"):
+                    require_checkpoint(Path(value))  # says of a version's what its configuration would not
+            words = _with_default_classes(words)
+        self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
+        if self._only_parse:
+            raise _Parsed
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys ``evaluation``, ``checkpoint`` and those of speed, and links the seed."""
@@ -294,18 +285,12 @@ class CondensationCLI(LightningCLI):
             default=None,
             help="Convolutions and matrix products of NVIDIA GPUs in TensorFloat-32; null is PyTorch's own choice.",
         )
-        parser.set_defaults(
-            {
-                "model": {"class_path": "dc_lightning.condensation.CondensationModule"},
-                "data": {"class_path": "dc_lightning.data.Digits"},
-            }
-        )
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """What ``dc-lightning`` can be told to do."""
+        """What LightningCLI runs by a method of the Trainer."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "evaluate": {"model", "datamodule"},
@@ -313,7 +298,7 @@ class CondensationCLI(LightningCLI):
         }
 
     def before_instantiate_classes(self) -> None:
-        """Sets the allocator before the first tensor, and the folder of a run that goes on."""
+        """Sets the allocator before the first tensor, and finds the checkpoint to resume from."""
         config = self._configuration()
         if config.keep_freed_memory:
             keep_freed_memory()
@@ -336,7 +321,7 @@ class CondensationCLI(LightningCLI):
         if self.subcommand == "fit" and config.ckpt_path is not None:
             self._iteration = require_checkpoint(Path(config.ckpt_path))["curve"][0]
 
-    def _go_on_in_the_same_folder(self, config: Namespace) -> None:
+    def _resume_in_the_same_folder(self, config: Namespace) -> None:
         """Gives the Trainer a logger in the run that the checkpoint belongs to, whose curves are cut there."""
         checkpoint = Path(config.ckpt_path)
         config.ckpt_path = None  # for the configuration that is saved
@@ -349,7 +334,7 @@ class CondensationCLI(LightningCLI):
             self.trainer.logger = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration as given: LightningCLI would let the checkpoint's win without a word."""
+        """Leaves the configuration as given: LightningCLI would let the checkpoint's win silently."""
 
     def _configuration(self) -> Namespace:
         return cast(Namespace, self.config[self.subcommand])
@@ -370,50 +355,107 @@ class CondensationCLI(LightningCLI):
         config = self._configuration()
         resume_from = config.ckpt_path if self.subcommand == "fit" else None
         if resume_from is not None:
-            self._go_on_in_the_same_folder(config)
-        for callback in _callbacks(self.trainer):
+            self._resume_in_the_same_folder(config)
+        for callback in self.trainer.callbacks:
             if isinstance(callback, Checkpoints):
                 callback.resume_from = resume_from
             if isinstance(callback, EvaluationCallback):
                 callback.note_configuration(self.config_dump)
 
 
-def _run(args: Sequence[str] | None) -> None:
-    CondensationCLI(
-        CondensationModule,
-        CondensationDataModule,
-        trainer_class=CondensationTrainer,
-        parser_class=_Parser,
-        trainer_defaults={
-            "max_epochs": 1000,
-            "logger": {
-                "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
-            },
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "callbacks": [RunProgress()],
-        },
-        seed_everything_default=0,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        args=None if args is None else list(args),
-        parser_kwargs={
-            "description": "Dataset condensation with gradient matching. Besides the subcommands below, `reproduce "
-            "TABLE` runs a table of the paper and `report FOLDER` prints it; each has a --help.",
-            **{name: {"default_env": False} for name in CondensationCLI.subcommands()},
-        },
-    )
+class _Parsed(Exception):
+    """The words were understood; nothing is to be run."""
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Makes sure that the words of a fit, evaluate or select are understood.
+
+    Raises:
+        InputError: if not.
+    """
+    try:
+        CondensationCLI(words, run=False)
+    except _Parsed:
+        return
+
+
+def _run_lightning(words: Sequence[str]) -> int:
+    CondensationCLI(words)
+    return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    """Writes the images of a set as files."""
+    if len(words) != 2 or words[0].startswith("-"):
+        raise InputError("Usage: dc-lightning export SET FOLDER: a synthetic.pt, and a new folder for its PNG files.")
+    (synthetic,) = load_synthetic(words[0])
+    synthetic.export(words[1])
+    print(f"{len(synthetic.images)} images written to {words[1]}")
+    return 0
+
+
+def _reproduce(words: Sequence[str]) -> int:
+    from dc_lightning.experiments import reproduce  # needs a system with POSIX signals and locks
+
+    return reproduce.main(words)
+
+
+def _report(words: Sequence[str]) -> int:
+    from dc_lightning.experiments import report
+
+    return report.main(words)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "export": _export,
+    "reproduce": _reproduce,
+    "report": _report,
+}
+
+
+def _run(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"dc_lightning {__version__}")
+        return 0
+    command = words[0] if words else "--help"
+    known = [*CondensationCLI.subcommands(), *_COMMANDS]
+    if not command.startswith("-") and command not in known:
+        raise InputError(f"Unknown command '{command}': expected one of {', '.join(known)}.{suggestion(command, known)}")
+    if command in _COMMANDS:
+        return _COMMANDS[command](words[1:])
+    try:
+        return _run_lightning(words or ["--help"])
+    except InputError as error:
+        raise InputError(f"{error}{_suggested_option(words)}") from error
+
+
+def _suggested_option(words: Sequence[str]) -> str:
+    """The option that is near one of the words which is none, if there is any."""
+    known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
+    known += ["keep_freed_memory", "compile", "tf32", "weights_only"]
+    classes = {
+        "model": [part for part in vars(methods).values() if inspect.isclass(part)],
+        "data": [part for part in vars(data).values() if inspect.isclass(part)],
+        "trainer": [Trainer],
+        "evaluation": [EvaluationCallback],
+        "checkpoint": [Checkpoints],
+    }
+    for key, parts in classes.items():
+        names = {name for part in parts for name in inspect.signature(part).parameters}
+        known += [key, *(f"{key}.{name}" for name in sorted(names))]
+    for name, _ in _options(words):
+        plain = name.replace(".init_args", "")
+        parent = ".".join(plain.split(".")[:2])
+        if plain not in known and parent not in known:
+            return suggestion(plain, known).replace("'", "'--", 1)
+    return ""
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG, errno.ESTALE)
 
 
 def _end(message: str, exception: BaseException, code: int) -> int:
-    """Says how the run ended and how to go on; a process other than the first leaves it to that one, if it can."""
+    """Says how the run ended and how to resume it; a process other than the first leaves it to that one, if it can."""
     rank = getattr(rank_zero_only, "rank", 0)
     if rank and isinstance(exception, Interrupted) and exception.together:
         return code
@@ -421,8 +463,8 @@ def _end(message: str, exception: BaseException, code: int) -> int:
         time.sleep(3)
         message = f"[rank {rank}] {message}"
     print(message, file=sys.stderr)
-    if command := getattr(exception, "how_to_go_on", None):
-        print(f"Go on with\n  {command}", file=sys.stderr)
+    if command := getattr(exception, "resume_command", None):
+        print(f"Resume with\n  {command}", file=sys.stderr)
     return code
 
 
@@ -439,25 +481,16 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # for networks, distances and datasets of one's own, named by import path
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that is resumed
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    words = sys.argv[1:] if args is None else list(args)
     try:
-        if words[:1] == ["reproduce"]:  # needs a system with POSIX signals and locks
-            from dc_lightning import reproduce
-
-            return reproduce.main(words[1:])
-        if words[:1] == ["report"]:
-            from dc_lightning import report
-
-            return report.main(words[1:])
-        _run(args)
+        return _run(sys.argv[1:] if args is None else list(args))
     except (InputError, MisconfigurationException) as error:
         return _end(f"error: {error}", error, 2)
-    except ValueError as error:  # a part that could not be made, wrapped by the parser
-        if "Union subtypes" not in str(error):
+    except ValueError as error:
+        if (own := _own_error_in(error)) is None:
             raise
-        return _end(f"error: {_one_sentence(str(error))}", error, 2)
+        return _end(f"error: {own}", error, 2)
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -465,4 +498,3 @@ def main(args: Sequence[str] | None = None) -> int:
         return _end(f"error: A file{where} could not be written ({error.strerror}); make room there.", error, 2)
     except Interrupted as stop:
         return _end(str(stop), stop, 128 + stop.signum)
-    return 0

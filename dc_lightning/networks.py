@@ -4,13 +4,18 @@ Every name below is a callable ``(channels, num_classes, image_size) -> nn.Modul
 network. "InstanceNorm" is GroupNorm with one channel a group, affine, as in the authors' code.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
+
+from dc_lightning.errors import InputError, with_place
+from dc_lightning.parts import Spec, arguments_of, find, part_name
+from dc_lightning.seeds import seeded
 
 ImageSize = tuple[int, int]
 NetworkFactory = Callable[[int, int, ImageSize], nn.Module]
@@ -122,10 +127,17 @@ class LeNet(Classifier):
         height, width = (((s + 2 * padding - 4) // 2 - 4) // 2 for s in image_size)
         _require("LeNet", (height, width), image_size, 16)
         layers = [
-            *(nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-            *(nn.Conv2d(6, 16, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(16 * height * width, 120), nn.ReLU(inplace=True)),
-            *(nn.Linear(120, 84), nn.ReLU(inplace=True)),
+            nn.Conv2d(channels, 6, 5, padding=padding),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * height * width, 120),
+            nn.ReLU(inplace=True),
+            nn.Linear(120, 84),
+            nn.ReLU(inplace=True),
         ]
         super().__init__(nn.Sequential(*layers), 84, num_classes)
 
@@ -192,10 +204,15 @@ class AlexNet(Classifier):
         size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
         _require("AlexNet", _halve(size, 3), image_size, 8)
         layers: list[nn.Module] = []
-        # filters, kernel, padding, pooled
-        plan = ((128, 5, 4 if mnist_like else 2, True), (192, 5, 2, True), (256, 3, 1, False), (192, 3, 1, False))
+        plan = [  # filters, kernel, padding, pooled
+            (128, 5, 4 if mnist_like else 2, True),
+            (192, 5, 2, True),
+            (256, 3, 1, False),
+            (192, 3, 1, False),
+            (192, 3, 1, True),
+        ]
         before = channels
-        for filters, kernel, padding, pooled in (*plan, (192, 3, 1, True)):
+        for filters, kernel, padding, pooled in plan:
             layers.append(nn.Conv2d(before, filters, kernel, padding=padding))
             if (norm := _normalization(normalization, filters, size)) is not None:
                 layers.append(norm)
@@ -309,38 +326,116 @@ class ResNet18(Classifier):
         super().__init__(nn.Sequential(*layers), 512 * height * width, num_classes)
 
 
-ConvNetD1 = partial(ConvNet, depth=1)
-ConvNetD2 = partial(ConvNet, depth=2)
-ConvNetD3 = partial(ConvNet, depth=3)
-ConvNetD4 = partial(ConvNet, depth=4)
-ConvNetW32 = partial(ConvNet, width=32)
-ConvNetW64 = partial(ConvNet, width=64)
-ConvNetW128 = partial(ConvNet, width=128)
-ConvNetW256 = partial(ConvNet, width=256)
-ConvNetAS = partial(ConvNet, activation="sigmoid")
-ConvNetAR = partial(ConvNet, activation="relu")
-ConvNetAL = partial(ConvNet, activation="leaky_relu")
-ConvNetASwish = partial(ConvNet, activation="swish")
-ConvNetNN = partial(ConvNet, normalization="none")
-ConvNetBN = partial(ConvNet, normalization="batch")
-ConvNetLN = partial(ConvNet, normalization="layer")
-ConvNetIN = partial(ConvNet, normalization="instance")
-ConvNetGN = partial(ConvNet, normalization="group")
-ConvNetNP = partial(ConvNet, pooling="none")
-ConvNetMP = partial(ConvNet, pooling="max")
-ConvNetAP = partial(ConvNet, pooling="avg")
-ConvNetASwishBN = partial(ConvNet, activation="swish", normalization="batch")
-AlexNetBN = partial(AlexNet, normalization="batch")
-VGG11BN = partial(VGG11, normalization="batch")
-ResNet18BN = partial(ResNet18, normalization="batch")
-ResNet18_AP = partial(ResNet18, average_pooling=True)
-ResNet18BN_AP = partial(ResNet18, normalization="batch", average_pooling=True)
+NETWORKS: dict[str, NetworkFactory] = {
+    "MLP": MLP,
+    "LeNet": LeNet,
+    "ConvNet": ConvNet,
+    "ConvNetD1": partial(ConvNet, depth=1),
+    "ConvNetD2": partial(ConvNet, depth=2),
+    "ConvNetD3": partial(ConvNet, depth=3),
+    "ConvNetD4": partial(ConvNet, depth=4),
+    "ConvNetW32": partial(ConvNet, width=32),
+    "ConvNetW64": partial(ConvNet, width=64),
+    "ConvNetW128": partial(ConvNet, width=128),
+    "ConvNetW256": partial(ConvNet, width=256),
+    "ConvNetAS": partial(ConvNet, activation="sigmoid"),
+    "ConvNetAR": partial(ConvNet, activation="relu"),
+    "ConvNetAL": partial(ConvNet, activation="leaky_relu"),
+    "ConvNetASwish": partial(ConvNet, activation="swish"),
+    "ConvNetNN": partial(ConvNet, normalization="none"),
+    "ConvNetBN": partial(ConvNet, normalization="batch"),
+    "ConvNetLN": partial(ConvNet, normalization="layer"),
+    "ConvNetIN": partial(ConvNet, normalization="instance"),
+    "ConvNetGN": partial(ConvNet, normalization="group"),
+    "ConvNetNP": partial(ConvNet, pooling="none"),
+    "ConvNetMP": partial(ConvNet, pooling="max"),
+    "ConvNetAP": partial(ConvNet, pooling="avg"),
+    "ConvNetASwishBN": partial(ConvNet, activation="swish", normalization="batch"),
+    "AlexNet": AlexNet,
+    "AlexNetBN": partial(AlexNet, normalization="batch"),
+    "VGG11": VGG11,
+    "VGG11BN": partial(VGG11, normalization="batch"),
+    "ResNet18": ResNet18,
+    "ResNet18BN": partial(ResNet18, normalization="batch"),
+    "ResNet18_AP": partial(ResNet18, average_pooling=True),
+    "ResNet18BN_AP": partial(ResNet18, normalization="batch", average_pooling=True),
+}
+"""The paper's networks by name."""
 
-NAMES = (
-    *("MLP", "LeNet", "ConvNet", "ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4"),
-    *("ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"),
-    *("ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"),
-    *("ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"),
-    *("ConvNetNP", "ConvNetMP", "ConvNetAP", "ConvNetASwishBN"),
-    *("AlexNet", "AlexNetBN", "VGG11", "VGG11BN", "ResNet18", "ResNet18BN", "ResNet18_AP", "ResNet18BN_AP"),
-)
+
+class Shape(Protocol):
+    """What a network must know of the data; a `CondensationDataModule` says it."""
+
+    num_classes: int
+    channels: int
+    image_size: ImageSize
+
+
+def make_network(spec: Spec, shape: Shape, seed: int) -> nn.Module:
+    """A freshly initialised network on the CPU, in train mode; the seed alone decides its weights.
+
+    Args:
+        spec: name of the paper's, import path of a callable ``(channels, num_classes, image_size)``, or of one that
+            takes ``num_classes`` alone, as torchvision's functions do, whose first convolution is then adapted to the
+            channels; or a mapping with such a ``class_path`` and further ``init_args``.
+        shape: of images and logits.
+        seed: of the weights.
+
+    Raises:
+        InputError: if there is no such network.
+        ValueError: if the network cannot take the image size.
+    """
+    factory = find("network", NETWORKS, spec)
+    with seeded(seed):
+        if _takes_shape(factory, arguments_of(spec)):
+            made = factory(shape.channels, shape.num_classes, shape.image_size, **arguments_of(spec))
+        else:
+            made = factory(num_classes=shape.num_classes, **arguments_of(spec))
+            _adapt_first_convolution(made, shape.channels)
+    return cast(nn.Module, made).train()
+
+
+def _takes_shape(factory: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(factory).bind(1, 2, (3, 3), **arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _adapt_first_convolution(network: nn.Module, channels: int) -> None:
+    found = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
+    if not found or found[0][1].in_channels == channels:
+        return
+    name, old = found[0]
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None  # type: ignore
+    )
+    network.set_submodule(name, new)
+
+
+def check_network(spec: Spec, shape: Shape) -> None:
+    """Makes the network and passes images, so that a misfit is found before a long run.
+
+    Raises:
+        InputError: if the network is unknown, cannot take the image size, or gives other than one logit a class.
+    """
+    size = f"{shape.channels}x{shape.image_size[0]}x{shape.image_size[1]}"
+    try:
+        with torch.no_grad():
+            network = make_network(spec, shape, seed=0)
+            logits = network(torch.zeros(2, shape.channels, *shape.image_size))
+            network.eval()  # one image per class is matched alone, which BatchNorm in train mode refuses
+            network(torch.zeros(1, shape.channels, *shape.image_size))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a network of the user's raises
+        reason = str(error) if isinstance(error, ValueError) else with_place(error)
+        raise InputError(
+            f"The network {part_name(spec)} cannot take images of {size}: {' '.join(reason.split())}"
+        ) from error
+    if tuple(logits.shape) != (2, shape.num_classes):
+        raise InputError(
+            f"The network {part_name(spec)} must give one logit a class, (2, {shape.num_classes}) for two images of "
+            f"{size}; got {tuple(logits.shape)}."
+        )

@@ -18,9 +18,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import distributed
 
-from dc_lightning.condensation import CondensationModule
 from dc_lightning.errors import InputError
-from dc_lightning.synthetic import save_whole
+from dc_lightning.files import save_whole
+from dc_lightning.methods.base import Condenser
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -55,7 +55,7 @@ class Checkpoints(ModelCheckpoint):
     """Checkpoints every n outer iterations, and ``last.ckpt`` every minute, before evaluations, and at the end.
 
     The first Ctrl-C, SIGTERM or SIGUSR1 (SLURM's warning before the time is up) ends the run after the matching step at
-    hand, saved, and says how to go on; within an evaluation it ends at once, since the state was saved before. The
+    hand, saved, and says how to resume it; within an evaluation it ends at once, since the state was saved before. The
     second ends it at once and leaves the checkpoint there is.
 
     Args:
@@ -64,7 +64,7 @@ class Checkpoints(ModelCheckpoint):
 
     Attributes:
         save_next: save at the next end of a matching step, however short ago the last time was.
-        resume_from: the file that the command line found to go on from.
+        resume_from: the file that the command line found to resume from.
 
     Raises:
         InputError: if a number is out of range.
@@ -117,10 +117,6 @@ class Checkpoints(ModelCheckpoint):
         if trainer.ckpt_path is None:
             self._save(trainer)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over Ctrl-C and SIGTERM in the evaluation of a saved set."""
-        self._take_signals()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals over again from Lightning.
 
@@ -144,6 +140,15 @@ class Checkpoints(ModelCheckpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""
         self._give_signals_back()
+
+    @contextmanager
+    def without_a_run(self) -> Iterator[None]:
+        """Takes over Ctrl-C and SIGTERM where there is only an evaluation: it continues where it was."""
+        self._take_signals()
+        try:
+            yield
+        finally:
+            self._give_signals_back()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -182,12 +187,12 @@ class Checkpoints(ModelCheckpoint):
         self._in_steps = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Notes on the exception how to go on, and ends the other processes."""
+        """Notes on the exception how to resume, and ends the other processes."""
         self._give_signals_back()
         last = next((path for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()), None)
-        if last is not None and isinstance(pl_module, CondensationModule):
+        if last is not None and isinstance(pl_module, Condenser):
             words = ["dc-lightning", "fit", "--config", str(Path(last).parent.parent / "config.yaml")]
-            exception.how_to_go_on = shlex.join([*words, "--ckpt_path", str(last)])  # type: ignore[attr-defined]
+            exception.resume_command = shlex.join([*words, "--ckpt_path", str(last)])  # type: ignore[attr-defined]
         together = isinstance(exception, Interrupted) and exception.together
         launcher = trainer.strategy.launcher
         if trainer.is_global_zero and not together and isinstance(launcher, _SubprocessScriptLauncher):
@@ -205,14 +210,14 @@ class Checkpoints(ModelCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         module = trainer.lightning_module
-        if isinstance(module, CondensationModule):
+        if isinstance(module, Condenser):
             module.require_finite()  # on every process alike, as the images are
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self._saved_at, self.save_next = time.monotonic(), False
 
 
 def _require_one_checkpoint(path: str | None, world_size: int) -> None:
-    """Makes sure that all processes go on from the same file: each has looked for the newest by itself.
+    """Makes sure that all processes resume from the same file: each has looked for the newest by itself.
 
     Raises:
         InputError: on every process, if they do not.
@@ -223,6 +228,6 @@ def _require_one_checkpoint(path: str | None, world_size: int) -> None:
     distributed.all_gather_object(found, path)
     if len(set(found)) > 1:
         raise InputError(
-            "All processes must go on from one checkpoint, in a folder that all machines share; found "
+            "All processes must resume from one checkpoint, in a folder that all machines share; found "
             f"{found}. Give its path as ckpt_path."
         )

@@ -18,9 +18,11 @@ from rich.table import Table
 
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Score
-from dc_lightning.synthetic import write_whole
+from dc_lightning.files import write_whole
+from dc_lightning.synthetic import SyntheticSet
 
-FORMAT = "dc_lightning results 1"
+FORMAT = "dc_lightning results 2"
+_FORMATS = ("dc_lightning results 1", FORMAT)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Column:
     scores: list[Score]
     training_images: int
 
+    @classmethod
+    def of(cls, synthetic: SyntheticSet, scores: list[Score]) -> "Column":
+        """The column of a set, by the name of the method that made it."""
+        return cls(synthetic.method, scores, len(synthetic))
+
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
         return {
@@ -44,6 +51,10 @@ class Column:
             "training_images": self.training_images,
             "scores": [score.to_dict() for score in self.scores],
         }
+
+
+def _row(score: Score, several_recipes: bool) -> str:
+    return f"{score.network}, recipe {score.recipe}" if several_recipes else score.network
 
 
 def percent(score: Score) -> str:
@@ -58,10 +69,10 @@ def print_table(columns: Sequence[Column], title: str, console: Console | None =
     for column in columns:
         images = "image" if column.training_images == 1 else "images"
         table.add_column(f"{column.name}\n{column.training_images} {images}", justify="right")
-    found = [{score.network: score for score in column.scores} for column in columns]
-    networks = list(dict.fromkeys(score.network for column in columns for score in column.scores))
-    for network in networks:
-        table.add_row(network, *(percent(scores[network]) if network in scores else "" for scores in found))
+    several = len({score.recipe for column in columns for score in column.scores}) > 1
+    found = [{_row(score, several): score for score in column.scores} for column in columns]
+    for name in dict.fromkeys(name for scores in found for name in scores):
+        table.add_row(name, *(percent(scores[name]) if name in scores else "" for scores in found))
     (console or Console()).print(table)
 
 
@@ -151,7 +162,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         ]
         if not whole or not all(whole):
             raise ValueError
-        known = content["format"] == FORMAT
+        known = content["format"] in _FORMATS
     except (ValueError, KeyError, TypeError) as broken:
         raise InputError(f"'{path}' is damaged or not a results.json of ours; it is left out.") from broken
     if not known:

@@ -57,9 +57,5 @@ def cosine(first: Gradient, second: Gradient) -> Tensor:
     return 1 - (a * b).sum() / (a.norm() * b.norm() + _EPSILON)
 
 
-# The names of the paper's tables and of the authors' option --dis_metric.
-ours = layerwise_cosine
-mse = squared_error
-cos = cosine
-
-NAMES = ("ours", "mse", "cos")
+DISTANCES: dict[str, Distance] = {"ours": layerwise_cosine, "mse": squared_error, "cos": cosine}
+"""By the names of the paper's tables and of the authors' option --dis_metric."""

@@ -1,7 +1,7 @@
 """The synthetic images that a condensation starts from: noise, real images, or cluster centres of real images."""
 
 import warnings
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from sklearn.cluster import KMeans
@@ -9,15 +9,17 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.seeds import derive_generator, derive_seed
+
+if TYPE_CHECKING:
+    from dc_lightning.data.real import RealImages
 
 Init = Literal["noise", "real", "k-means"]
 INITS: tuple[str, ...] = get_args(Init)
 
 
-def initial_images(init: Init, ipc: int, data: CondensationDataModule, seed: int) -> Tensor:
+def initial_images(init: Init, ipc: int, real: "RealImages", seed: int) -> Tensor:
     """Synthetic images before the first matching step, class after class.
 
     Args:
@@ -25,7 +27,7 @@ def initial_images(init: Init, ipc: int, data: CondensationDataModule, seed: int
             the class; ``k-means``, centres of ipc clusters of all its real images, by pixels, which reads every image
             once and holds a class at a time in memory, several times over. At ipc 1 that is the mean of the class.
         ipc: images per class, at least 1.
-        data: after its setup.
+        real: the training images.
         seed: of the draws; on one machine the number of processes and threads changes nothing.
 
     Returns:
@@ -34,25 +36,24 @@ def initial_images(init: Init, ipc: int, data: CondensationDataModule, seed: int
     Raises:
         InputError: if a class has fewer than ipc real images, or for ``k-means`` distinct ones, and they are needed.
     """
-    assert data.real is not None
     if init == "noise":
-        shape = data.num_classes * ipc, data.channels, *data.image_size
+        shape = real.num_classes * ipc, *real.image_shape
         return torch.randn(shape, generator=derive_generator(seed, "init"))
-    _require(ipc, data.real.counts(), data, f"init='{init}' needs at least ipc={ipc} training images")
+    _require(ipc, real.counts(), real, f"init='{init}' needs at least ipc={ipc} training images")
     if init == "real":
-        draws = [data.real.draw(label, derive_generator(seed, "init", label), ipc) for label in range(data.num_classes)]
+        draws = [real.draw(label, derive_generator(seed, "init", label), ipc) for label in range(real.num_classes)]
         return torch.cat(draws).cpu()
     centres = [
-        cluster_centres(data.real.take(rows), ipc, derive_seed(seed, "init", label))
-        for label, rows in enumerate(data.real.rows)
+        cluster_centres(real.take(rows), ipc, derive_seed(seed, "init", label))
+        for label, rows in enumerate(real.rows)
     ]
     found = [len(images) for images in centres]
-    _require(ipc, found, data, f"init='k-means' needs at least ipc={ipc} distinct training images")
+    _require(ipc, found, real, f"init='k-means' needs at least ipc={ipc} distinct training images")
     return torch.cat(centres)
 
 
-def _require(ipc: int, counts: list[int], data: CondensationDataModule, need: str) -> None:
-    few = [f"{label} ({data.class_names[label]}: {count})" for label, count in enumerate(counts) if count < ipc]
+def _require(ipc: int, counts: list[int], real: "RealImages", need: str) -> None:
+    few = [f"{label} ({real.class_names[label]}: {count})" for label, count in enumerate(counts) if count < ipc]
     if few:
         raise InputError(
             f"{need} of every class, but there are fewer of class {', '.join(few)}; take init='noise' or a smaller ipc."

@@ -1,69 +1,61 @@
-"""The evaluation as a callback: on the way, at the end, and of saved sets."""
+"""When a run is evaluated, and what is written of it."""
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, get_args
 
-import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.console import Console
 
-from dc_lightning.checkpoints import Checkpoints
-from dc_lightning.condensation import CondensationModule
-from dc_lightning.data import CondensationDataModule, to_tensor
-from dc_lightning.errors import InputError
-from dc_lightning.evaluation import (
-    Group,
-    Recipe,
-    Score,
-    Train,
-    check_fits,
-    check_networks,
-    evaluate_sets,
-    evaluation_seed,
-    pool,
-    random_set,
-    whole_set,
-)
+from dc_lightning.data.datamodule import CondensationDataModule, to_tensor
+from dc_lightning.errors import InputError, require_at_least, suggestion
+from dc_lightning.evaluation import Evaluator, Recipe, Score, load_recipe
+from dc_lightning.evaluation.baselines import WholeSet, random_set
+from dc_lightning.evaluation.evaluator import Group, check_fits, check_networks
+from dc_lightning.evaluation.pools import pool
+from dc_lightning.evaluation.selection import Method, Selection
+from dc_lightning.methods.base import Condenser
 from dc_lightning.parts import Spec, part_name
-from dc_lightning.progress import RunProgress
-from dc_lightning.results import Column, Evaluated, environment, now, print_table, read_results, write_results
+from dc_lightning.run.checkpoints import Checkpoints
+from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.run.results import Column, Evaluated, environment, now, print_table, read_results, write_results
 from dc_lightning.seeds import derive_seed
-from dc_lightning.selection import Method, Selection, WholeSetNetwork, require_embed, select, whole_set_network
 from dc_lightning.synthetic import SyntheticSet
 
 Baseline = Literal[Method, "whole set"]
 
 
 class EvaluationCallback(Callback):
-    """Trains fresh networks on the synthetic set, tests them, and writes what was found.
+    """Has fresh networks trained on the synthetic set and tested, and writes what was found.
 
     It evaluates before the first iteration and after every `every_n`, if that is not 0, and always at the end. Each
     time the set that is evaluated is written first: ``synthetic.pt`` and ``synthetic.png``, and the grid of every
-    evaluation under ``images/``; at the end ``results.json`` and a table. An evaluation that is stopped goes on where
+    evaluation under ``images/``; at the end ``results.json`` and a table. An evaluation that is stopped continues where
     it was.
 
     Args:
-        networks: test networks, a list or a pool's name; see `dc_lightning.evaluation.pool`.
+        networks: test networks, a list or a pool's name; see `dc_lightning.evaluation.pools.pool`.
         num_networks: networks of each architecture, 20 in the paper.
         every_n: outer iterations between evaluations, 500 in the paper for S and SS; 0 evaluates at the end only.
         baselines: what is evaluated beside it at the end: ``random`` real images of the same budget, a new draw for
-            every network; ``herding``, ``k-center``, ``forgetting`` (see `dc_lightning.selection`); ``whole set``.
+            every network; ``herding``, ``k-center``, ``forgetting`` (see `dc_lightning.evaluation.selection`);
+            ``whole set``.
         whole_set_epochs: epochs on the whole training set, for the upper bound and what herding, k-center and
             forgetting start from.
         whole_set_networks: networks of each architecture for the upper bound.
         features_network: network that herding, k-center and forgetting start from.
         cache: folder where networks that were trained on the whole set are kept; the next run reads them.
         recipe: how networks are trained.
+        other_recipes: further ones for everything that is scored, each a name in configs/evaluation or a YAML file.
         seed: of every draw of the evaluation.
 
     Raises:
-        InputError: if a number is out of range.
+        InputError: if a number is out of range, or a name unknown.
     """
 
     def __init__(
@@ -77,72 +69,86 @@ class EvaluationCallback(Callback):
         features_network: Spec = "ConvNet",
         cache: str = "lightning_logs/whole_set",
         recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+        other_recipes: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        for name, value, least in (
-            *(("num_networks", num_networks, 1), ("every_n", every_n, 0)),
-            *(("whole_set_epochs", whole_set_epochs, 1), ("whole_set_networks", whole_set_networks, 1)),
-        ):
-            if value < least:
-                raise InputError(f"evaluation.{name} must be at least {least}, got {value}.")
+        require_at_least(
+            "evaluation.",
+            num_networks=(num_networks, 1),
+            every_n=(every_n, 0),
+            whole_set_epochs=(whole_set_epochs, 1),
+            whole_set_networks=(whole_set_networks, 1),
+        )
+        known = get_args(Baseline)
+        for name in baselines:
+            if name not in known:
+                raise InputError(
+                    f"Unknown baseline '{name}' in evaluation.baselines: expected any of {', '.join(known)}."
+                    + suggestion(name, known)
+                )
         self.networks = networks
         self.num_networks = num_networks
         self.every_n = every_n
-        for name in baselines:
-            if name not in get_args(Baseline):
-                raise InputError(
-                    f"Unknown baseline '{name}' in evaluation.baselines: expected any of "
-                    f"{', '.join(get_args(Baseline))}."
-                )
         self.baselines = list(dict.fromkeys(baselines))
         self.features_network = features_network
         self.cache = Path(cache)
         self.whole_set_epochs = whole_set_epochs
         self.whole_set_networks = whole_set_networks
-        self.recipe = recipe
+        self.recipes = [recipe, *(load_recipe(name) for name in other_recipes)]
         self.seed = seed
         self.folder = Path()
-        self._group = Group()
         self.configuration: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
+        self._group = Group()
         self._history: list[dict[str, Any]] = []
-        self._started, self._seconds_before = 0.0, 0.0
+        self._started, self._before = 0.0, {"all": 0.0, "evaluation": 0.0}
+        self._evaluation_seconds = 0.0
+        self._iteration_started, self._iterations = 0.0, list[float]()
+
+    # Lightning's hooks: when
 
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated so far, and the time spent."""
         return {"history": self._history, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
-        self._history, self._seconds_before = state_dict["history"], state_dict["seconds"]
+        """Resumes from a checkpoint."""
+        self._history, self._before = state_dict["history"], state_dict["seconds"]
 
-    def _seconds(self) -> float:
-        return self._seconds_before + (time.monotonic() - self._started if self._started else 0.0)
+    def _seconds(self) -> dict[str, float]:
+        here = time.monotonic() - self._started if self._started else 0.0
+        return {
+            "all": self._before["all"] + here,
+            "evaluation": self._before["evaluation"] + self._evaluation_seconds,
+        }
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule | None, stage: str) -> None:
         """Agrees with the other processes on the folder of the results."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._group = Group.of(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out now, not after hours, what the evaluation at the end would stumble over."""
-        module = _condensation(pl_module)
+        module = _condenser(pl_module)
         self.check(trainer, module.data, module.network_spec)
         self._started = time.monotonic()
-        for entry in self._history:  # the curve is cut at the iteration that the run goes on from
+        for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
             if entry["iteration"] == module.resumed_at != trainer.max_epochs:  # the last one is evaluated anew
                 self._log(trainer, entry)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates where a run goes on, if that is due."""
-        self._evaluate_if_due(trainer, _condensation(pl_module))
+        """Evaluates where a run is resumed, if that is due."""
+        self._evaluate_if_due(trainer, _condenser(pl_module))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates before every ``every_n``-th outer iteration, the first included."""
-        self._evaluate_if_due(trainer, _condensation(pl_module))
+        self._evaluate_if_due(trainer, _condenser(pl_module))
+        self._iteration_started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Has the state saved before an evaluation, in which a signal may end the run at once."""
+        if self._iteration_started:  # not of an iteration that was resumed in the middle
+            self._iterations.append(time.monotonic() - self._iteration_started)
         if self._is_due(trainer, trainer.current_epoch + 1):
             for callback in _checkpoints(trainer):
                 callback.save_next = True
@@ -151,7 +157,7 @@ class EvaluationCallback(Callback):
         done = any(entry["iteration"] == iteration for entry in self._history)
         return bool(self.every_n) and iteration % self.every_n == 0 and not done and iteration != trainer.max_epochs
 
-    def _evaluate_if_due(self, trainer: Trainer, module: CondensationModule) -> None:
+    def _evaluate_if_due(self, trainer: Trainer, module: Condenser) -> None:
         if self._is_due(trainer, trainer.current_epoch):
             self._evaluate(trainer, module, trainer.current_epoch)
 
@@ -160,24 +166,28 @@ class EvaluationCallback(Callback):
 
         Here and not at the end of the training, which does not come again when a finished one is resumed.
         """
-        module = _condensation(pl_module)
+        module = _condenser(pl_module)
         synthetic, scores = self._evaluate(trainer, module, trainer.current_epoch)
-        baselines = self._baselines(trainer, module.data, pool(self.networks, module.network_spec), module.ipc)
-        columns = [Column("DC", scores, len(synthetic)), *baselines]
-        self._write(trainer, module, columns)
+        networks = pool(self.networks, module.network_spec)
+        columns = [Column.of(synthetic, scores), *self._baselines(trainer, module.data, networks, module.ipc)]
+        self.configuration = self.configuration or {"model": dict(module.hparams)}
+        found = {"kind": "condensation", "dataset": module.data.dataset_name, "ipc": module.ipc}
+        self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
+        if not trainer.is_global_zero:
+            return
+        if isinstance(trainer.logger, TensorBoardLogger):
+            final = {
+                f"final/{column.name}/{score.network}": score.mean for column in columns for score in column.scores
+            }
+            trainer.logger.log_hyperparams(self._settings(), final, step=trainer.current_epoch)
+        condensed_with = part_name(module.network_spec)
+        print_table(columns, f"{found['dataset']}, {module.ipc} per class, condensed with {condensed_with}")
+        say(f"synthetic set  {self.folder / 'synthetic.pt'}")
+        say(f"images         {self.folder / 'synthetic.png'}")
+        say(f"results        {self.folder / 'results.json'}")
+        say(f"TensorBoard    tensorboard --logdir {self.folder}")
 
-    def note_configuration(self, configuration: dict[str, Any]) -> None:
-        """Keeps the whole configuration of the run for results.json."""
-        self.configuration = configuration
-
-    def _settings(self) -> dict[str, Any]:
-        """What was configured, as the flat table of TensorBoard's HPARAMS."""
-        chosen: dict[str, Any] = {
-            key: self.configuration[key] for key in ("model", "data", "evaluation") if key in self.configuration
-        }
-        flat = _flatten(chosen)
-        flat["trainer.max_epochs"] = self.configuration.get("trainer", {}).get("max_epochs", 0)
-        return flat
+    # The commands that need no fit
 
     def check(
         self,
@@ -195,6 +205,9 @@ class EvaluationCallback(Callback):
             condensed_with: see `pool`.
             sets: to be evaluated.
             methods: to be used to select, besides the baselines.
+
+        Raises:
+            InputError: if there is anything.
         """
         if (sets or methods) and trainer.is_global_zero and _is_condensation(self.folder / "results.json"):
             raise InputError(
@@ -204,11 +217,11 @@ class EvaluationCallback(Callback):
         for synthetic in sets:
             check_fits(synthetic, data)
         check_networks(pool(self.networks, condensed_with), data)
+        for recipe in self.recipes:
+            recipe.make_augmentation(condensed_with, data)
         methods = sorted({*methods, *self.baselines} & set(get_args(Selection)))
         if methods:
             check_networks([self.features_network], data)
-        if {"herding", "k-center"} & set(methods):
-            require_embed(self.features_network, data)
         if trainer.is_global_zero:
             require_writable(self.folder)
             if methods or "whole set" in self.baselines:
@@ -228,61 +241,70 @@ class EvaluationCallback(Callback):
         """
         self._started = self._started or time.monotonic()
         networks = pool(self.networks, condensed_with)
-        scores = self._run(trainer, data, networks, sets, self.num_networks, "evaluation")
-        method = str(sets[0].source.get("method", "synthetic"))
-        column = Column("DC" if method == "gradient matching" else method, scores, len(sets[0]))
-        columns = [column, *self._baselines(trainer, data, networks, sets[0].ipc)]
+        scores = self._score(trainer, data, sets, networks, "evaluation")
+        columns = [Column.of(sets[0], scores), *self._baselines(trainer, data, networks, sets[0].ipc)]
         found = {"kind": "evaluation", "dataset": data.dataset_name, "ipc": sets[0].ipc}
         self._publish(trainer, columns, {**found, "sources": [synthetic.source for synthetic in sets]})
         if trainer.is_global_zero:
             print_table(columns, f"{data.dataset_name}, {sets[0].ipc} per class, {path}")
-            _say(f"results        {self.folder / 'results.json'}")
+            say(f"results        {self.folder / 'results.json'}")
 
-    def _run(
-        self,
-        trainer: Trainer,
-        data: CondensationDataModule,
-        networks: list[Spec],
-        sets: list[SyntheticSet],
-        count: int,
-        title: str,
-        epochs: int | None = None,
-        train: Train | None = None,
-    ) -> list[Score]:
+    def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
+        """Selects real images; see `WholeSet.select`."""
+        self._started = self._started or time.monotonic()
+        with self._evaluating(trainer):
+            return self._whole_set(trainer, data, self.recipes[0]).select(method, ipc, self.features_network)
+
+    # The evaluations
+
+    def evaluator(self, trainer: Trainer, data: CondensationDataModule) -> Evaluator:
+        """The evaluator of a Trainer's processes; it remembers what a stopped evaluation has found."""
         bar = trainer.progress_bar_callback
+        return Evaluator(
+            data=data,
+            device=trainer.strategy.root_device,
+            seed=self.seed,
+            group=self._group,
+            progress=bar.evaluation if isinstance(bar, RunProgress) else None,
+            known=Evaluated(self.folder / ".evaluated", self._group.rank),
+        )
+
+    def _whole_set(self, trainer: Trainer, data: CondensationDataModule, recipe: Recipe) -> WholeSet:
+        return WholeSet(self.evaluator(trainer, data), recipe, self.whole_set_epochs, self.cache)
+
+    @contextmanager
+    def _evaluating(self, trainer: Trainer) -> Iterator[None]:
+        """Within, a signal may end the run at once; the time is that of evaluations."""
+        started = time.monotonic()
         with ExitStack() as stack:
             for callback in _checkpoints(trainer):
                 stack.enter_context(callback.evaluating())
-            return evaluate_sets(
-                sets,
-                data,
-                networks,
-                count,
-                self.recipe,
-                self.seed,
-                trainer.strategy.root_device,
-                self._group,
-                bar.evaluation if isinstance(bar, RunProgress) else None,
-                title,
-                epochs,
-                train,
-                self._evaluated(),
-            )
+            yield
+        self._evaluation_seconds += time.monotonic() - started
 
-    def _evaluated(self) -> Evaluated:
-        return Evaluated(self.folder / ".evaluated", self._group.rank)
+    def _score(
+        self,
+        trainer: Trainer,
+        data: CondensationDataModule,
+        sets: list[SyntheticSet],
+        networks: list[Spec],
+        title: str,
+        count: int | None = None,
+    ) -> list[Score]:
+        count, evaluator = count or self.num_networks, self.evaluator(trainer, data)
+        with self._evaluating(trainer):
+            return [
+                score for recipe in self.recipes for score in evaluator.score(sets, networks, count, recipe, title)
+            ]
 
-    def _evaluate(
-        self, trainer: Trainer, module: CondensationModule, iteration: int
-    ) -> tuple[SyntheticSet, list[Score]]:
+    def _evaluate(self, trainer: Trainer, module: Condenser, iteration: int) -> tuple[SyntheticSet, list[Score]]:
         synthetic = module.synthetic_set(iteration)
         if trainer.is_global_zero:
             synthetic.save(self.folder / "synthetic.pt")
             synthetic.save_grid(self.folder / "synthetic.png")
             synthetic.save_grid(self.folder / "images" / f"iteration_{iteration:06d}.png")
         networks = pool(self.networks, module.network_spec)
-        title = f"evaluation after {iteration} iterations"
-        scores = self._run(trainer, module.data, networks, [synthetic], self.num_networks, title)
+        scores = self._score(trainer, module.data, [synthetic], networks, f"evaluation after {iteration} iterations")
         entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores]}
         self._history = [*(old for old in self._history if old["iteration"] != iteration), entry]
         self._log(trainer, entry)
@@ -293,7 +315,7 @@ class EvaluationCallback(Callback):
             return
         iteration = entry["iteration"]
         for score in entry["scores"]:
-            name = score["network"]
+            name = score["network"] if score["recipe"] == self.recipes[0].name else f"{score['network']}/{score['recipe']}"
             metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
             trainer.logger.log_metrics(metrics, step=iteration)
         grid = self.folder / "images" / f"iteration_{iteration:06d}.png"
@@ -308,128 +330,57 @@ class EvaluationCallback(Callback):
             if name == "random":
                 seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
                 sets = [random_set(data, ipc, seed) for seed in seeds]
-                scores = self._run(trainer, data, networks, sets, 1, "random images")
+                columns.append(Column.of(sets[0], self._score(trainer, data, sets, networks, "random images", count=1)))
             elif name == "whole set":
-                sets = [whole_set(data)]
-                scores = self._run(
-                    *(trainer, data, networks, sets, self.whole_set_networks, name, self.whole_set_epochs - 1),
-                    train=lambda _, *job: self._whole_set_network(trainer, data, *job).accuracy,
-                )
+                with self._evaluating(trainer):
+                    bounds = [self._whole_set(trainer, data, recipe) for recipe in self.recipes]
+                    scores = [score for bound in bounds for score in bound.score(networks, self.whole_set_networks)]
+                assert data.real is not None
+                columns.append(Column(name, scores, len(data.real.labels)))
             else:
-                sets = [self.select(trainer, data, name, ipc)]
-                scores = self._run(trainer, data, networks, sets, self.num_networks, name)
-            columns.append(Column(name, scores, len(sets[0])))
+                chosen = self.select(trainer, data, name, ipc)
+                columns.append(Column.of(chosen, self._score(trainer, data, [chosen], networks, name)))
         return columns
 
-    def _whole_set_network(
-        self,
-        trainer: Trainer,
-        data: CondensationDataModule,
-        network: Spec,
-        seed: int,
-        report: Callable[[float], None] | None = None,
-    ) -> WholeSetNetwork:
-        device = trainer.strategy.root_device
-        return whole_set_network(
-            network, data, self.recipe, self.whole_set_epochs, seed, device, self.cache, progress=report
-        )
+    # Files
 
-    def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
-        """Selects real images; all but random ones by a network of the whole set, trained unless the cache has it.
+    def note_configuration(self, configuration: dict[str, Any]) -> None:
+        """Keeps the whole configuration of the run for results.json."""
+        self.configuration = configuration
 
-        Args:
-            trainer: whose processes and device are used; the first process trains.
-            data: whose training images are selected from.
-            method: see `dc_lightning.selection`.
-            ipc: images per class.
-        """
-        self._started = self._started or time.monotonic()
-        if method == "random":
-            chosen = random_set(data, ipc, derive_seed(self.seed, "random set", 0))
-            chosen.source.update(seed=self.seed)
-            return chosen
-        network, device = self.features_network, trainer.strategy.root_device
-        seed = evaluation_seed(self.seed, network, 0)  # the first of the networks of the upper bound
-        bar = trainer.progress_bar_callback
-
-        def report(share: float) -> None:
-            if isinstance(bar, RunProgress):
-                bar.evaluation(f"{part_name(network)} on the whole set, for {method}", share, 1)
-
-        with ExitStack() as stack:
-            for callback in _checkpoints(trainer):
-                stack.enter_context(callback.evaluating())
-            data.move(device)
-            if trainer.is_global_zero:
-                self._whole_set_network(trainer, data, network, seed, report)
-            self._group.reduce(torch.zeros(1))  # the others wait, and read what the first has trained
-            trained = self._whole_set_network(trainer, data, network, seed)
-            report(1.0)
-            chosen = select(method, ipc, network, trained, data, device)
-        chosen.source.update(seed=self.seed, epochs=self.whole_set_epochs)
-        return chosen
+    def _settings(self) -> dict[str, Any]:
+        """What was configured, for TensorBoard's HPARAMS."""
+        chosen = {key: self.configuration[key] for key in ("model", "data", "evaluation") if key in self.configuration}
+        return {**chosen, "trainer": {"max_epochs": self.configuration.get("trainer", {}).get("max_epochs", 0)}}
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
+        seconds = self._seconds()
         self.results = {
             **content,
             "columns": [column.to_dict() for column in columns],
             "seed": self.seed,
             "configuration": self.configuration,
             "finished": now(),
-            "seconds": round(self._seconds(), 1),
+            "seconds": round(seconds["all"], 1),
+            "seconds_condensing": round(seconds["all"] - seconds["evaluation"], 1),
+            "seconds_per_iteration": round(median(self._iterations[1:] or self._iterations or [0.0]), 4),
             "processes": trainer.world_size,
             "device": str(trainer.strategy.root_device),
             **environment(),
         }
         if trainer.is_global_zero:
             write_results(self.folder / "results.json", self.results)
-            self._evaluated().remove()
+            Evaluated(self.folder / ".evaluated", self._group.rank).remove()
         if isinstance(trainer.progress_bar_callback, RunProgress):
             trainer.progress_bar_callback.close()
-
-    def _write(self, trainer: Trainer, module: CondensationModule, columns: list[Column]) -> None:
-        source = module.synthetic_set(trainer.current_epoch).source
-        self.configuration = self.configuration or {"model": dict(module.hparams)}
-        found = {"kind": "condensation", "dataset": source["dataset"], "ipc": source["ipc"], "source": source}
-        self._publish(trainer, columns, {**found, "history": self._history})
-        if not trainer.is_global_zero:
-            return
-        if isinstance(trainer.logger, TensorBoardLogger):
-            final = {
-                f"final/{column.name}/{score.network}": score.mean for column in columns for score in column.scores
-            }
-            trainer.logger.log_hyperparams(self._settings(), final, step=trainer.current_epoch)
-        print_table(
-            columns, f"{source['dataset']}, {source['ipc']} per class, condensed with {part_name(source['network'])}"
-        )
-        folder = self.folder
-        _say(
-            f"synthetic set  {folder / 'synthetic.pt'}\nimages         {folder / 'synthetic.png'}\n"
-            f"results        {folder / 'results.json'}\nTensorBoard    tensorboard --logdir {folder}"
-        )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, int | float | bool) else str(value)
-    return flat
-
-
-def _say(text: str) -> None:
-    Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 def _checkpoints(trainer: Trainer) -> list[Checkpoints]:
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
 
 
-def _condensation(module: LightningModule) -> CondensationModule:
-    assert isinstance(module, CondensationModule)
+def _condenser(module: LightningModule) -> Condenser:
+    assert isinstance(module, Condenser)
     return module
 
 

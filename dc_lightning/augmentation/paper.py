@@ -24,10 +24,8 @@ _NOISE = 0.001
 _KEPT = 2**27  # numbers in the rotations of a set that are kept: half a gigabyte
 _TURNED_AT_ONCE = 2**18  # numbers; few enough for a CPU's cache
 
-NAMES = ("crop", "scale", "rotate", "noise")
 
-
-class Augmentation:
+class AugmentedSet:
     """Applies to each of some images one of several operations, each as likely as the others.
 
     The images are taken from a set again and again. Where they will be rotated more often than there are angles, every
@@ -73,9 +71,8 @@ class Augmentation:
         order = choice.argsort(stable=True)
         shares = torch.bincount(choice, minlength=kinds).tolist()
         there, back = (places.to(device, non_blocking=True) for places in (order, order.argsort()))
-        parts = zip(
-            *(tensor.index_select(0, there).split(shares) for tensor in (rows, mean)), self._operations, strict=True
-        )
+        rows_of, means_of = (tensor.index_select(0, there).split(shares) for tensor in (rows, mean))
+        parts = zip(rows_of, means_of, self._operations, strict=True)
         augmented = [operation(part, generator, its_mean) for part, its_mean, operation in parts if len(part)]
         return torch.cat(augmented).index_select(0, back)
 
@@ -236,3 +233,27 @@ def _spline_matrix(size: int) -> Tensor:
         for neighbour in (mirrored[row], mirrored[row + 2]):
             matrix[row, neighbour] += 1
     return torch.linalg.inv(matrix / 6)[mirrored]
+
+
+OPERATIONS: dict[str, Operation] = {"crop": crop, "scale": scale, "rotate": rotate, "noise": noise}
+"""By the names of the authors' ``get_daparam``."""
+
+
+class OperationPerImage:
+    """For every image one of several operations, each as likely as the others.
+
+    Args:
+        operations: at least one.
+    """
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.operations = operations
+
+    def of_set(self, images: Tensor, uses: int) -> "AugmentedSet":
+        """The augmentation of a set whose images are taken again and again; see `AugmentedSet`."""
+        return AugmentedSet(images, self.operations, uses)
+
+    def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Augmented images of one batch, float, ``(n, C, H, W)``."""
+        rows = torch.arange(len(images), device=images.device)
+        return AugmentedSet(images, self.operations)(rows, generator, [len(images)])

@@ -5,6 +5,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dc_lightning.condensation import CondensationModule
+from dc_lightning.methods.base import Condenser
 
 
 class RunProgress(ProgressBar):
@@ -74,7 +75,7 @@ class RunProgress(ProgressBar):
         """Moves the bar."""
         if not self._enabled:
             return
-        assert isinstance(pl_module, CondensationModule)
+        assert isinstance(pl_module, Condenser)
         module, total = pl_module, trainer.max_epochs or 0
         done = trainer.current_epoch + (batch_idx + 1) / module.outer_steps
         if self._run is not None and self._progress is not None:
@@ -120,3 +121,8 @@ class RunProgress(ProgressBar):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the bars."""
         self.close()
+
+
+def say(text: str) -> None:
+    """Prints a line as it is, however narrow the terminal."""
+    Console(soft_wrap=True).print(text, highlight=False, markup=False)

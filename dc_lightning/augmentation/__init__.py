@@ -1,0 +1,54 @@
+"""Augmentation in plain torch: the four operations of DC's evaluation, and the siamese one of DSA."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from torch import Generator, Tensor
+
+from dc_lightning.augmentation.paper import OPERATIONS, Operation, OperationPerImage
+from dc_lightning.augmentation.siamese import Siamese
+from dc_lightning.parts import Spec, find, make
+
+AUGMENTATIONS: dict[str, Any] = {"siamese": Siamese}
+"""Augmentations of whole batches by name."""
+
+Augment = Callable[[Tensor, Tensor, Generator], "Tensor | tuple[Tensor, Tensor]"]
+"""Called with images ``(n, C, H, W)``, labels ``(n,)`` or ``(n, classes)``, and a generator on the CPU; gives the
+images, or images and labels, of that batch."""
+
+
+class Augmented(Protocol):
+    """What data say of the augmentation that papers use on them; a `CondensationDataModule` does."""
+
+    strategy: str
+    augmentation: Sequence[Spec]
+
+
+def make_augmentation(spec: Spec | Sequence[Spec] | None, data: Augmented) -> Augment | None:
+    """The augmentation of batches that a recipe or a method names.
+
+    Args:
+        spec: a list of operations, of which each image gets one (DC), by name (crop, scale, rotate, noise) or import
+            path of a callable ``(images, generator, mean)``; ``siamese`` (DSA), whose strategy is that of the data
+            unless it is given; or the import path of a callable of one's own, see `Augment`. None or empty is none.
+        data: see `Augmented`.
+
+    Raises:
+        InputError: if there is no such augmentation.
+    """
+    if not spec:
+        return None
+    if not isinstance(spec, str | dict):
+        return OperationPerImage([cast(Operation, make("augmentation", OPERATIONS, name)) for name in spec])
+    part = make("augmentation", AUGMENTATIONS, spec)
+    return Siamese(data.strategy) if isinstance(part, Siamese) and part.strategy is None else cast(Augment, part)
+
+
+def check_augmentation(spec: Spec | Sequence[Spec] | None) -> None:
+    """Makes sure that all parts are there, before there are data.
+
+    Raises:
+        InputError: if not; names those there are.
+    """
+    for part in [spec] if isinstance(spec, str | dict) else spec or []:
+        find("augmentation", AUGMENTATIONS if isinstance(spec, str | dict) else OPERATIONS, part)

@@ -1,0 +1,199 @@
+"""Differentiable siamese augmentation (Zhao and Bilen, ICML 2021, section 3; ``DiffAugment`` of the authors' code).
+
+Images are float, ``(n, C, H, W)``, normalised, so that the zeros which come in are the mean of the dataset. Parameters
+are tensors ``(n,)``, one an image, or ``(1,)``, one for all. Every operation is differentiable in the images.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from dc_lightning.errors import InputError, suggestion
+from dc_lightning.seeds import derive_generator, derive_seed
+
+Parameters = dict[str, Tensor]
+
+_CROP = 0.125  # of a side; this and the rest are from ParamDiffAug of the authors' code
+_CUTOUT = 0.5
+_SCALE = 1.2
+_ROTATION = 15.0  # degrees
+
+
+def _each(parameter: Tensor) -> Tensor:
+    return parameter.view(-1, 1, 1, 1)
+
+
+def brightness(images: Tensor, shift: Tensor) -> Tensor:
+    """Adds a number to all pixels of an image."""
+    return images + _each(shift)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretches the distance of each pixel from its mean over the channels; leaves grey images as they are."""
+    mean = images.mean(dim=1, keepdim=True)
+    return mean + (images - mean) * _each(factor)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretches the distance of each pixel from the mean of its image."""
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (images - mean) * _each(factor)
+
+
+def color(images: Tensor, shift: Tensor, saturation_factor: Tensor, contrast_factor: Tensor) -> Tensor:
+    """Brightness, then saturation, then contrast."""
+    return contrast(saturation(brightness(images, shift), saturation_factor), contrast_factor)
+
+
+def crop(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Shifts: pixel (i, j) comes from (i + rows, j + columns), zero from outside."""
+    count, channels, height, width = images.shape
+    row = torch.arange(height, device=images.device) + rows.view(-1, 1)
+    column = torch.arange(width, device=images.device) + columns.view(-1, 1)
+    inside = ((row >= 0) & (row < height))[:, None, :, None] & ((column >= 0) & (column < width))[:, None, None, :]
+    by_row = row.clamp(0, height - 1)[:, None, :, None].expand(count, channels, height, width)
+    by_column = column.clamp(0, width - 1)[:, None, None, :].expand(count, channels, height, width)
+    return images.gather(2, by_row).gather(3, by_column) * inside
+
+
+def _hole(side: int) -> int:
+    return int(side * _CUTOUT + 0.5)
+
+
+def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Zeros a hole of half the height and width, centred at (rows, columns) and cut off at the border."""
+    height, width = images.shape[2:]
+    row = torch.arange(height, device=images.device) - rows.view(-1, 1) + _hole(height) // 2
+    column = torch.arange(width, device=images.device) - columns.view(-1, 1) + _hole(width) // 2
+    in_rows, in_columns = (row >= 0) & (row < _hole(height)), (column >= 0) & (column < _hole(width))
+    return images * ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+
+
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirrors left and right where the boolean says so."""
+    return torch.where(_each(mirrored), images.flip(3), images)
+
+
+def _affine(images: Tensor, theta: Tensor) -> Tensor:
+    theta = theta.to(images.dtype).expand(len(images), 2, 3)
+    grid = affine_grid(theta, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def scale(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Resizes about the centre: above 1 the content shrinks, by x in width and y in height."""
+    zero = torch.zeros_like(x)
+    return _affine(images, torch.stack([torch.stack([x, zero, zero], 1), torch.stack([zero, y, zero], 1)], 1))
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Rotates about the centre, anticlockwise for positive degrees."""
+    radians = degrees * math.pi / 180
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    return _affine(images, torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1))
+
+
+def _uniform(count: int, generator: Generator, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _draw_color(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    return {
+        "shift": _uniform(count, generator, -0.5, 0.5),
+        "saturation_factor": _uniform(count, generator, 0.0, 2.0),
+        "contrast_factor": _uniform(count, generator, 0.5, 1.5),
+    }
+
+
+def _draw_crop(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    most = [int(side * _CROP + 0.5) for side in size]
+    rows, columns = (torch.randint(-s, s + 1, (count,), generator=generator) for s in most)
+    return {"rows": rows, "columns": columns}
+
+
+def _draw_cutout(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    ends = [side + 1 - _hole(side) % 2 for side in size]  # a hole of odd side ends its draw one earlier
+    rows, columns = (torch.randint(end, (count,), generator=generator) for end in ends)
+    return {"rows": rows, "columns": columns}
+
+
+def _draw_flip(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    return {"mirrored": torch.rand(count, generator=generator) < 0.5}
+
+
+def _draw_scale(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    x, y = (_uniform(count, generator, 1 / _SCALE, _SCALE) for _ in range(2))
+    return {"x": x, "y": y}
+
+
+def _draw_rotate(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    return {"degrees": _uniform(count, generator, -_ROTATION, _ROTATION)}
+
+
+class SiameseOperation(NamedTuple):
+    """An operation, and how its parameters are drawn."""
+
+    apply: Callable[..., Tensor]
+    draw: Callable[[int, tuple[int, int], Generator], Parameters]
+
+
+OPERATIONS = {
+    "color": SiameseOperation(color, _draw_color),
+    "crop": SiameseOperation(crop, _draw_crop),
+    "cutout": SiameseOperation(cutout, _draw_cutout),
+    "flip": SiameseOperation(flip, _draw_flip),
+    "scale": SiameseOperation(scale, _draw_scale),
+    "rotate": SiameseOperation(rotate, _draw_rotate),
+}
+"""By the names of which a strategy is made, such as ``color_crop_cutout_flip_scale_rotate``."""
+
+
+class Siamese:
+    """One operation of a strategy for a batch, each as likely as the others (``aug_mode`` S of the authors' code).
+
+    Args:
+        strategy: names of operations, joined by ``_``; None takes that of the dataset where it is used.
+
+    Raises:
+        InputError: if a name is unknown.
+    """
+
+    def __init__(self, strategy: str | None = None) -> None:
+        self.strategy = strategy
+        self.names = strategy.split("_") if strategy is not None else []
+        for name in self.names:
+            if name not in OPERATIONS:
+                raise InputError(
+                    f"Unknown operation '{name}' in the strategy '{strategy}': expected any of "
+                    f"{', '.join(OPERATIONS)}, joined by _.{suggestion(name, OPERATIONS)}"
+                )
+
+    def __str__(self) -> str:
+        return f"siamese({self.strategy})"
+
+    def _draw(self, count: int, images: Tensor, seed: int) -> tuple[Callable[..., Tensor], Parameters]:
+        operation = OPERATIONS[self.names[derive_seed(seed, "operation") % len(self.names)]]
+        drawn = operation.draw(count, (images.shape[2], images.shape[3]), derive_generator(seed, "parameters"))
+        parameters = {
+            name: value.to(images.device, images.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
+            for name, value in drawn.items()
+        }
+        return operation.apply, parameters
+
+    def pair(self, real: Tensor, synthetic: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The same operation with the same parameters for all images of both batches: the siamese way."""
+        apply, parameters = self._draw(1, real, seed)
+        return apply(real, **parameters), apply(synthetic, **parameters)
+
+    def batch(self, images: Tensor, seed: int) -> Tensor:
+        """One operation for a batch, with parameters for every image: how networks are trained."""
+        apply, parameters = self._draw(len(images), images, seed)
+        return apply(images, **parameters)
+
+    def __call__(self, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        """`batch`, as the augmentation of a recipe."""
+        return self.batch(images, int(torch.randint(2**62, (), generator=generator)))

@@ -1,0 +1,272 @@
+"""The data of a condensation: per-class real batches for the matching, the test set for the evaluation.
+
+Images are held once in memory, normalised once, and moved once to the device; a batch is an index. A dataset is one
+small subclass of `CondensationDataModule`; any other comes in through `ImageFolder` or `TorchDataset`.
+"""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
+from torchvision.transforms import v2
+
+from dc_lightning.data.real import ONE_SHAPE, Images, ImagesInMemory, ImagesOnDisk, RealImages
+from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.seeds import derive_generator
+
+log = logging.getLogger(__name__)
+
+Split = tuple[Tensor | Dataset, Tensor]
+"""Images, ``(n, C, H, W)`` uint8 or float in [0, 1], or a dataset of them; and labels, ``(n,)`` int64."""
+
+
+class _Steps(Dataset):
+    """The same real images at every matching step: what is drawn from them is up to the step."""
+
+    def __init__(self, real: RealImages, steps: int) -> None:
+        self.real, self.steps = real, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> RealImages:
+        return self.real
+
+
+class _StepLoader(DataLoader):
+    """All its items are the same, so that it goes on anywhere; Lightning asks these two methods of such a loader."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class _Prepared(Dataset):
+    """Any dataset of (image, label), as normalised tensors."""
+
+    def __init__(self, dataset: Dataset, prepare: Callable[[Any], Tensor], labels: Tensor) -> None:
+        self.dataset, self.prepare, self.labels = dataset, prepare, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.prepare(self.dataset[index][0]), self.labels[index]
+
+
+class CondensationDataModule(LightningDataModule, ABC):
+    """Per-class real batches for the matching and a test loader for the evaluation.
+
+    After `setup` it has ``num_classes``, ``class_names``, ``channels``, ``image_size`` (height, width), ``mean``,
+    ``std``, ``real`` (`RealImages`).
+
+    Args:
+        batch_real: real images of each class a matching step, 256 in the paper.
+        test_batch_size: images a forward pass in testing; changes speed only.
+        mean: of each channel in [0, 1]; of the paper where None, or else measured on the training images.
+        std: likewise.
+        in_memory: hold all images in memory, on the device; False reads them from the dataset when needed.
+
+    Attributes:
+        augmentation: operations that DC's recipe applies to the synthetic images of this dataset, none for most.
+        strategy: of the siamese augmentation (DSA) for this dataset.
+    """
+
+    augmentation: tuple[str, ...] = ()
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    default_mean: tuple[float, ...] | None = None
+    default_std: tuple[float, ...] | None = None
+
+    def __init__(
+        self,
+        batch_real: int = 256,
+        test_batch_size: int = 256,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        in_memory: bool = True,
+    ) -> None:
+        super().__init__()
+        require_at_least("data.", batch_real=(batch_real, 1), test_batch_size=(test_batch_size, 1))
+        if (mean is None) != (std is None):
+            raise InputError("data.mean and data.std go together: give both, or neither to have them measured.")
+        if std is not None and not all(0 < value < math.inf for value in std):
+            raise InputError(f"data.std must be above 0 in every channel, got {std}.")
+        if mean is not None and not all(math.isfinite(value) for value in mean):
+            raise InputError(f"data.mean must be a number in every channel, got {mean}.")
+        self.batch_real = batch_real
+        self.test_batch_size = test_batch_size
+        self.given_mean, self.given_std = mean or self.default_mean, std or self.default_std
+        self.in_memory = in_memory
+        self.real: RealImages | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """Reads the training and the test split, and the names of the classes."""
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset, in results and titles."""
+        return type(self).__name__
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads, checks and normalises the images, once."""
+        if self.real is not None:
+            return
+        (train, train_labels), (test, test_labels), class_names = self.load()
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
+        self._check_labels(train_labels, test_labels)
+        first = train[:1] if isinstance(train, Tensor) else to_tensor(train[0][0])[None]
+        self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
+        self._set_statistics(train)
+        self.real = RealImages(
+            self._prepared(train, train_labels), train_labels, self.class_names, first.shape[1:], self.batch_real
+        )
+        self._test = self._prepared(test, test_labels)
+        self._test_labels = test_labels
+        few = [n for n in self.real.counts() if n < self.batch_real]
+        if few:
+            rank_zero_only(log.warning)(
+                f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than "
+                f"batch_real={self.batch_real} training images (the smallest {min(few)}); "
+                "their matching steps use all they have."
+            )
+
+    def _check_labels(self, train: Tensor, test: Tensor) -> None:
+        if self.num_classes < 2:
+            raise InputError(
+                f"{self.dataset_name} needs at least two classes, but has {list(self.class_names)}; images lie in one "
+                "folder a class."
+            )
+        if not len(test):
+            raise InputError(
+                f"{self.dataset_name} has no test images, so nothing could be evaluated; add a test split."
+            )
+        for split, labels in (("training", train), ("test", test)):
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise InputError(
+                    f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each "
+                    f"class name, got {int(labels.min())}..{int(labels.max())}."
+                )
+        counts = torch.bincount(train, minlength=self.num_classes)
+        empty = [f"{label} ({self.class_names[label]})" for label in range(self.num_classes) if not counts[label]]
+        if empty:
+            raise InputError(
+                f"{self.dataset_name}: every class needs at least one training image, but there is none of class "
+                f"{', '.join(empty)}; add images or leave the class out."
+            )
+
+    def _set_statistics(self, train: Tensor | Dataset) -> None:
+        if self.given_mean is None or self.given_std is None:
+            mean, std = measure(train)
+        else:
+            mean, std = tuple(self.given_mean), tuple(self.given_std)
+            if len(mean) != self.channels or len(std) != self.channels:
+                raise InputError(
+                    f"data.mean and data.std need one value per channel: the images have {self.channels}, got "
+                    f"{len(mean)} and {len(std)}."
+                )
+        self.mean, self.std = mean, std
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        images = images.float().div_(255) if images.dtype == torch.uint8 else images.float().clone()
+        shape = (-1, 1, 1)
+        return images.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
+
+    def _prepared(self, images: Tensor | Dataset, labels: Tensor) -> Images:
+        if isinstance(images, Tensor):
+            return ImagesInMemory(self._normalize(images))
+        return ImagesOnDisk(
+            _Prepared(images, lambda image: self._normalize(to_tensor(image)), labels), torch.device("cpu")
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """As many items as an outer iteration has matching steps, each the `RealImages` to draw from."""
+        assert self.real is not None
+        steps = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "outer_steps", 1)
+        return _StepLoader(_Steps(self.real, steps), batch_size=None)
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of (images, labels), normalised, in order."""
+        if isinstance(self._test, ImagesInMemory):
+            tensors = TensorDataset(self._test.images, self._test_labels.to(self._test.images.device))
+            return DataLoader(
+                tensors, sampler=BatchSampler(SequentialSampler(tensors), self.test_batch_size, False), batch_size=None
+            )
+        return DataLoader(cast(ImagesOnDisk, self._test).dataset, batch_size=self.test_batch_size)
+
+    def move(self, device: torch.device) -> None:
+        """Moves the images to a device, once."""
+        assert self.real is not None
+        self.real = self.real.to(device)
+        self._test = self._test.to(device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves all images at the first step, so that no later one copies any."""
+        if not isinstance(batch, RealImages):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self.real is batch:
+            self.move(device)
+        assert self.real is not None
+        return self.real
+
+
+def to_tensor(image: Any) -> Tensor:
+    """PIL image, array or tensor to a tensor ``(C, H, W)``, uint8 or float in [0, 1]."""
+    tensor = v2.functional.to_image(image).as_subclass(Tensor) if not isinstance(image, Tensor) else image
+    if tensor.dim() == 2:
+        tensor = tensor[None]
+    if tensor.dim() != 3:
+        raise InputError(f"An image must have shape (C, H, W) or (H, W), got {tuple(tensor.shape)}.")
+    if tensor.dtype == torch.uint8:
+        return tensor
+    if tensor.is_floating_point() and float(tensor.min()) >= 0 and float(tensor.max()) <= 1:
+        return tensor.float()
+    raise InputError(
+        f"A dataset must give images as uint8 or as floats in [0, 1], got {tensor.dtype} in "
+        f"[{float(tensor.min()):.3g}, {float(tensor.max()):.3g}]; leave normalisation to the data module."
+    )
+
+
+def measure(images: Tensor | Dataset, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1]; of a dataset on disk from at most ``most`` images."""
+    if isinstance(images, Tensor):
+        batches = images.split(1000)
+    else:
+        count = len(cast(Sequence, images))
+        chosen = torch.randperm(count, generator=derive_generator(0, "statistics"))[:most]
+        batches = tuple(to_tensor(images[row][0])[None] for row in chosen.tolist())
+    pixels, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for batch in batches:
+        values = (batch.double() / 255 if batch.dtype == torch.uint8 else batch.double()).transpose(0, 1).flatten(1)
+        pixels += values.shape[1]
+        total = total + values.sum(1)
+        squares = squares + values.square().sum(1)
+    mean = total / pixels
+    std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(max(value, 1e-6) for value in std.tolist())
+
+
+def stack(dataset: Dataset) -> Split:
+    """All images of a dataset of (image, label), of one size, in memory."""
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for row in range(len(cast(Sequence, dataset))):
+        image, label = dataset[row]
+        tensor = to_tensor(image)
+        if images and tensor.shape != images[0].shape:
+            raise InputError(ONE_SHAPE.format(tuple(images[0].shape), tuple(tensor.shape)))
+        images.append(tensor)
+        labels.append(int(label))
+    if not images:
+        raise InputError("The dataset has no images.")
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)

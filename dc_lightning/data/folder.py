@@ -1,0 +1,116 @@
+"""Folders of image files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import Subset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
+from dc_lightning.errors import InputError
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise InputError(f"'{path}' is no image that can be read ({error}); fix or remove it.") from error
+
+
+class ImageFolder(CondensationDataModule):
+    """A tree of image files, one folder a class.
+
+    ``root`` has either ``train`` and ``test`` (or ``val``) with the classes' folders below, or ``train`` alone, or the
+    classes' folders themselves; then a seeded share of every class becomes the test set.
+
+    Args:
+        root: folder of the tree.
+        image_size: height and width to resize to; None if all files have one size.
+        channels: 1 (grey) or 3 (RGB); None takes that of the first file.
+        test_fraction: share of every class for testing, where ``root`` has no ``test`` or ``val``.
+        batch_real: see `CondensationDataModule`.
+        test_batch_size: see `CondensationDataModule`.
+        mean: see `CondensationDataModule`.
+        std: see `CondensationDataModule`.
+        in_memory: see `CondensationDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        test_fraction: float = 0.2,
+        batch_real: int = 256,
+        test_batch_size: int = 256,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        in_memory: bool = True,
+    ) -> None:
+        super().__init__(batch_real, test_batch_size, mean, std, in_memory)
+        if channels not in (None, 1, 3):
+            raise InputError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}.")
+        if image_size is not None and min(image_size) < 1:
+            raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
+        if not 0 < test_fraction < 1:
+            raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
+        self.root = root
+        self.resize_to = image_size
+        self.force_channels = channels
+        self.test_fraction = test_fraction
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the folder."""
+        return Path(self.root).resolve().name
+
+    def _tree(self, folder: Path) -> datasets.ImageFolder:
+        if not folder.is_dir():
+            raise InputError(f"data.root must be a folder with one folder of images a class; '{folder}' is none.")
+        try:
+            tree = datasets.ImageFolder(str(folder), loader=_open)
+        except FileNotFoundError as empty:  # a class without a file, or no class at all
+            raise InputError(f"ImageFolder: {' '.join(str(empty).split())}") from empty
+        if self.force_channels is None:
+            self.force_channels = 1 if _open(tree.samples[0][0]).mode in ("1", "L", "I", "I;16", "LA") else 3
+        convert = v2.Grayscale(1) if self.force_channels == 1 else v2.RGB()
+        resize = [v2.Resize(self.resize_to, antialias=True)] if self.resize_to else []
+        tree.transform = v2.Compose([lambda image: image.convert("RGB"), convert, *resize, v2.PILToTensor()])
+        return tree
+
+    def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """See `CondensationDataModule.load`."""
+        root = Path(self.root)
+        test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if (root / "train").is_dir() and test_folder is not None:
+            train_tree, test_tree = self._tree(root / "train"), self._tree(test_folder)
+            if train_tree.classes != test_tree.classes:
+                differing = sorted(set(train_tree.classes) ^ set(test_tree.classes))
+                raise InputError(
+                    f"'{root}/train' and '{test_folder}' must have the same class folders; they differ in {differing}."
+                )
+            return self._split(train_tree), self._split(test_tree), train_tree.classes
+        from sklearn.model_selection import train_test_split
+
+        tree = self._tree(root / "train" if (root / "train").is_dir() else root)
+        try:
+            train, test = train_test_split(
+                range(len(tree)), test_size=self.test_fraction, stratify=tree.targets, random_state=0
+            )
+        except ValueError as few:
+            raise InputError(
+                f"'{root}' has no test or val folder and too few images to set a share of every class aside ({few})"
+            ) from few
+        return self._split(tree, train), self._split(tree, test), tree.classes
+
+    def _split(self, tree: datasets.ImageFolder, rows: Sequence[int] | None = None) -> Split:
+        rows = range(len(tree)) if rows is None else rows
+        subset = Subset(tree, rows)
+        if self.in_memory:
+            return stack(subset)
+        return subset, torch.tensor([tree.targets[row] for row in rows])

@@ -1,0 +1,116 @@
+"""The real images, in plain torch: held once in memory or read from disk, drawn class by class."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dc_lightning.errors import InputError
+
+ONE_SHAPE = (
+    "All images must have one shape, but there are {} and {}; give data.image_size and data.channels, or a dataset "
+    "whose transform resizes."
+)
+
+
+class Images(Protocol):
+    """Normalised images by row number."""
+
+    def take(self, rows: Tensor) -> Tensor: ...
+    def to(self, device: torch.device) -> "Images": ...
+    def __len__(self) -> int: ...
+
+
+class ImagesInMemory:
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.images.index_select(0, rows.to(self.images.device, non_blocking=True))
+
+    def to(self, device: torch.device) -> "ImagesInMemory":
+        return self if self.images.device == device else ImagesInMemory(self.images.to(device))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class ImagesOnDisk:
+    """Reads rows when they are asked for, in threads: decoding images releases Python's lock."""
+
+    def __init__(self, dataset: Dataset, device: torch.device, threads: int = 8) -> None:
+        self.dataset, self.device, self.threads = dataset, device, threads
+
+    def take(self, rows: Tensor) -> Tensor:
+        with ThreadPoolExecutor(self.threads) as pool:
+            images = list(pool.map(lambda row: self.dataset[row][0], rows.tolist()))
+        if len({image.shape for image in images}) > 1:
+            raise InputError(ONE_SHAPE.format(*sorted({tuple(image.shape) for image in images})[:2]))
+        return torch.stack(images).to(self.device)
+
+    def to(self, device: torch.device) -> "ImagesOnDisk":
+        return self if self.device == device else ImagesOnDisk(self.dataset, device, self.threads)
+
+    def __len__(self) -> int:
+        return len(cast(Sequence, self.dataset))
+
+
+class RealImages:
+    """The real training images, drawn class by class.
+
+    Args:
+        images: normalised images by row number.
+        labels: int64, ``(n,)``, index into ``class_names``.
+        class_names: one a class.
+        image_shape: (C, H, W).
+        batch_real: images of one class a matching step.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: Tensor,
+        class_names: Sequence[str],
+        image_shape: tuple[int, int, int],
+        batch_real: int,
+    ) -> None:
+        self._images = images
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
+        self.image_shape = image_shape
+        self.batch_real = batch_real
+        self.rows = [torch.nonzero(labels == label).flatten() for label in range(self.num_classes)]
+
+    def counts(self) -> list[int]:
+        """Number of images of every class."""
+        return [len(rows) for rows in self.rows]
+
+    def draw(self, label: int, generator: torch.Generator, count: int | None = None) -> Tensor:
+        """Random images of one class without replacement; all there are where there are fewer.
+
+        Args:
+            label: the class.
+            generator: on the CPU, so that every device and number of processes draws the same.
+            count: number of images, `batch_real` if None.
+
+        Returns:
+            float, ``(count, C, H, W)``, normalised.
+        """
+        rows = self.rows[label]
+        order = torch.randperm(len(rows), generator=generator)
+        return self._images.take(rows[order[: self.batch_real if count is None else count]])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Images by row number, ``(n,)`` to ``(n, C, H, W)``, normalised."""
+        return self._images.take(rows)
+
+    def to(self, device: torch.device) -> "RealImages":
+        """The same images on another device."""
+        images = self._images.to(device)
+        if images is self._images:
+            return self
+        return RealImages(images, self.labels, self.class_names, self.image_shape, self.batch_real)

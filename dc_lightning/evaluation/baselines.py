@@ -1,0 +1,179 @@
+"""What a synthetic set is compared with: random and selected real images, and the whole training set."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.data.real import RealImages
+from dc_lightning.errors import InputError
+from dc_lightning.evaluation.evaluator import Evaluator, Score
+from dc_lightning.evaluation.recipe import Recipe
+from dc_lightning.evaluation.selection import Forgetting, Method, herding, k_center, most_forgotten
+from dc_lightning.evaluation.training import Job, Report, train_and_test
+from dc_lightning.files import read_tensors, save_whole
+from dc_lightning.matching.embeddings import embed
+from dc_lightning.networks import make_network
+from dc_lightning.parts import Spec, part_name
+from dc_lightning.seeds import derive_generator, derive_seed
+from dc_lightning.synthetic import SyntheticSet
+
+FORMAT = "dc_lightning whole-set network 1"
+
+
+def _real(data: CondensationDataModule) -> RealImages:
+    assert data.real is not None
+    return data.real
+
+
+def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSet:
+    """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
+    draws = [_real(data).draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
+    labels = torch.cat([torch.full((len(draw),), label) for label, draw in enumerate(draws)])
+    source = {"method": "random", "dataset": data.dataset_name, "ipc": ipc, "seed": seed}
+    return SyntheticSet(torch.cat(draws).cpu(), labels, data.mean, data.std, data.class_names, source)
+
+
+def whole_set(data: CondensationDataModule) -> SyntheticSet:
+    """All training images in the order of the dataset: what a synthetic set is to come close to."""
+    real = _real(data)
+    source = {"method": "whole set", "dataset": data.dataset_name}
+    images = real.take(torch.arange(len(real.labels)))
+    return SyntheticSet(images, real.labels, data.mean, data.std, data.class_names, source)
+
+
+@dataclass(frozen=True)
+class WholeSetNetwork:
+    """A network that was trained on all training images.
+
+    Args:
+        state: of the network.
+        accuracy: on the test set, in [0, 1].
+        events: int64, ``(n,)``, one a training image, in the order of the training set; see `Forgetting`.
+    """
+
+    state: dict[str, Tensor]
+    accuracy: float
+    events: Tensor
+
+
+@dataclass(frozen=True)
+class WholeSet:
+    """Networks that are trained on the whole training set, which takes long, so that it is done once.
+
+    Args:
+        evaluator: whose data, device and processes are used.
+        recipe: of the evaluation, with its learning rate, its drop after half of the epochs, its augmentation.
+        epochs: over the training set.
+        folder: where trained networks are kept, one file for everything that bears on them. A training that is stopped
+            starts anew.
+    """
+
+    evaluator: Evaluator
+    recipe: Recipe
+    epochs: int
+    folder: Path
+
+    def network(self, network: Spec, number: int, report: Report | None = None) -> WholeSetNetwork:
+        """Trains a network on the whole training set, or reads the one that was.
+
+        Args:
+            network: see `make_network`.
+            number: of the network within its architecture, which decides its seed.
+            report: see `Report`.
+
+        Raises:
+            InputError: if the file of a network is something else.
+        """
+        data, real = self.evaluator.data, _real(self.evaluator.data)
+        job = Job(network, self.recipe.with_epochs(self.epochs - 1), self.evaluator.network_seed(network, number))
+        path = self._path(job)
+        if path.is_file():
+            content = read_tensors(path)
+            if isinstance(content, dict) and content.get("format") == FORMAT:
+                return WholeSetNetwork(content["state"], content["accuracy"], content["events"])
+            raise InputError(f"'{path}' is not a network that was trained on the whole set; remove it to train anew.")
+        counting = Forgetting(len(real.labels))
+        accuracy, trained = train_and_test(whole_set(data), job, data, self.evaluator.device, counting, report)
+        state = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
+        found = WholeSetNetwork(state, accuracy, counting.events())
+        save_whole(path, {"format": FORMAT, **vars(found)})
+        return found
+
+    def _path(self, job: Job) -> Path:
+        data, real = self.evaluator.data, _real(self.evaluator.data)
+        rows = torch.arange(len(real.labels))
+        some = real.take(rows[:: max(len(rows) // 16, 1)]).cpu()  # tells datasets of one name and size apart
+        identity = [
+            asdict(job),
+            job.recipe.augmentation_names(job.network, data),
+            data.class_names,
+            hashlib.blake2b(some.numpy().tobytes() + real.labels.numpy().tobytes()).hexdigest(),
+        ]
+        digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
+        return self.folder / f"{data.dataset_name}_{part_name(job.network)}_{self.epochs}_epochs_{digest}.pt"
+
+    def score(self, networks: list[Spec], count: int) -> list[Score]:
+        """The upper bound: accuracies of networks of each architecture on the whole set."""
+
+        def train(number: int, job: Job, report: Report) -> float:
+            return self.network(job.network, number, report).accuracy
+
+        return self.evaluator.spread(networks, count, self.recipe.with_epochs(self.epochs - 1), train, "whole set")
+
+    def select(self, method: Method, ipc: int, network: Spec) -> SyntheticSet:
+        """Real images chosen by a method; all but random ones by a network of the whole set.
+
+        Args:
+            method: how to choose.
+            ipc: images per class; all where a class has fewer.
+            network: that gives features and forgetting events.
+        """
+        evaluator, data = self.evaluator, self.evaluator.data
+        if method == "random":
+            chosen = random_set(data, ipc, derive_seed(evaluator.seed, "random set", 0))
+            chosen.source.update(seed=evaluator.seed)
+            return chosen
+        data.move(evaluator.device)
+
+        def report(share: float) -> None:
+            if evaluator.progress:
+                evaluator.progress(f"{part_name(network)} on the whole set, for {method}", share, 1)
+
+        if evaluator.group.rank == 0:
+            self.network(network, 0, report)
+        evaluator.group.reduce(torch.zeros(1))  # the others wait, and read what the first has trained
+        trained = self.network(network, 0)
+        report(1.0)
+        rows = [self._rows(method, label, ipc, trained, network) for label in range(data.num_classes)]
+        source = {
+            "method": method,
+            "dataset": data.dataset_name,
+            "ipc": ipc,
+            "features": part_name(network),
+            "seed": evaluator.seed,
+            "epochs": self.epochs,
+        }
+        images = torch.cat([_real(data).take(chosen).cpu() for chosen in rows])
+        labels = torch.cat([torch.full((len(chosen),), label) for label, chosen in enumerate(rows)])
+        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source)
+
+    def _rows(self, method: Method, label: int, ipc: int, trained: WholeSetNetwork, network: Spec) -> Tensor:
+        rows = _real(self.evaluator.data).rows[label]
+        count = min(ipc, len(rows))
+        if method == "forgetting":
+            return rows[most_forgotten(trained.events[rows], count)]
+        model = make_network(network, self.evaluator.data, seed=0)
+        model.load_state_dict(trained.state)
+        features = self._features(model.to(self.evaluator.device).eval(), rows)
+        return rows[(herding if method == "herding" else k_center)(features, count)]
+
+    def _features(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """Features of training images before the last linear layer, ``(n, d)``, on the CPU."""
+        real, device = _real(self.evaluator.data), self.evaluator.device
+        with torch.no_grad():
+            return torch.cat([embed(model, real.take(chunk).to(device)).cpu() for chunk in rows.split(256)])

@@ -1,0 +1,241 @@
+"""The one scoring path: fresh networks are trained on a set and tested, for every kind of set (paper, section 4.1)."""
+
+import hashlib
+import json
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, distributed
+
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.errors import InputError
+from dc_lightning.evaluation.recipe import Recipe
+from dc_lightning.evaluation.training import Job, Report, train_and_test
+from dc_lightning.networks import check_network
+from dc_lightning.parts import Spec, part_name
+from dc_lightning.seeds import derive_seed
+from dc_lightning.synthetic import SyntheticSet
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of the networks of one architecture that were trained on one kind of set by one recipe.
+
+    Args:
+        network: name of the architecture.
+        accuracies: on the test set, in [0, 1], one a network.
+        seeds: of each network: its weights, the order of its batches, its augmentation.
+        epochs: E of the recipe; E + 1 were run.
+        augmentation: names of the operations.
+        recipe: its name.
+        loss: its loss.
+    """
+
+    network: str
+    accuracies: list[float]
+    seeds: list[int]
+    epochs: int
+    augmentation: list[str]
+    recipe: str = "DC"
+    loss: str = "cross_entropy"
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy, in [0, 1]."""
+        return fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation, as in the paper."""
+        return pstdev(self.accuracies)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, for results.json."""
+        return {**asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Who shares the work: this process' number, how many there are, and how they sum a tensor."""
+
+    rank: int = 0
+    size: int = 1
+    reduce: Callable[[Tensor], Tensor] = _itself
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Group":
+        """The processes of a Trainer; every one of them must call this.
+
+        They sum over a group of their own, on the CPU, whose time-out does not end the wait for one that has long
+        networks to train.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls(trainer.global_rank, trainer.world_size)
+        patient: Any = distributed.new_group(timeout=timedelta(days=30), backend="gloo")
+
+        def reduce(tensor: Tensor) -> Tensor:
+            total = tensor.cpu()
+            distributed.all_reduce(total, group=patient)
+            return total
+
+        return cls(trainer.global_rank, trainer.world_size, reduce)
+
+
+Progress = Callable[[str, float, int], None]
+"""Called with what is going on, how many networks are done, with the share of the one at hand, and of how many."""
+
+TrainNumber = Callable[[int, Job, Report], float]
+"""Trains the network of a number within its architecture, and gives its accuracy in [0, 1]."""
+
+
+@dataclass
+class Evaluator:
+    """Scores sets; the networks are spread over the processes, whose number changes neither seeds nor accuracies.
+
+    Args:
+        data: gives the test set.
+        device: where this process trains.
+        seed: every network's own seed is derived from it, from the architecture and from its number.
+        group: processes that share the work.
+        progress: see `Progress`.
+        known: accuracies that were found before, by all that bears on them; what is found is added.
+    """
+
+    data: CondensationDataModule
+    device: torch.device
+    seed: int = 0
+    group: Group = Group()
+    progress: Progress | None = None
+    known: MutableMapping[str, float] | None = None
+
+    def score(
+        self,
+        sets: Sequence[SyntheticSet],
+        networks: Sequence[Spec],
+        num_networks: int,
+        recipe: Recipe,
+        title: str = "evaluation",
+    ) -> list[Score]:
+        """Accuracies of fresh networks of each architecture, each trained on one of the sets.
+
+        Args:
+            sets: as many as there are experiments.
+            networks: the architectures.
+            num_networks: of each architecture on each set.
+            recipe: how to train.
+            title: what is evaluated, for the progress.
+
+        Returns:
+            One `Score` an architecture, with ``len(sets) * num_networks`` accuracies, set by set.
+
+        Raises:
+            InputError: if a set does not fit the data.
+        """
+        for synthetic in sets:
+            check_fits(synthetic, self.data)
+        fitted = [synthetic.renormalized(self.data.mean, self.data.std) for synthetic in sets]
+
+        def train(number: int, job: Job, report: Report) -> float:
+            chosen = fitted[number // num_networks]
+            key = self._identity(chosen, job) if self.known is not None else ""
+            if self.known is not None and key in self.known:
+                return self.known[key]
+            found, _ = train_and_test(chosen, job, self.data, self.device, report=report)
+            if self.known is not None:
+                self.known[key] = found
+            return found
+
+        return self.spread(networks, len(sets) * num_networks, recipe, train, title)
+
+    def spread(
+        self, networks: Sequence[Spec], count: int, recipe: Recipe, train: TrainNumber, title: str
+    ) -> list[Score]:
+        """Runs a training for each network of each architecture, spread over the processes.
+
+        Args:
+            networks: the architectures.
+            count: networks of each.
+            recipe: how to train.
+            train: see `TrainNumber`.
+            title: for the progress.
+        """
+        jobs = [Job(network, recipe, self.network_seed(network, n)) for network in networks for n in range(count)]
+        on_device = self.device if self.device.type != "mps" else "cpu"
+        accuracies = torch.zeros(len(jobs), dtype=torch.float64, device=on_device)
+        self.data.move(self.device)
+        mine = range(self.group.rank, len(jobs), self.group.size)
+        for done, index in enumerate(mine):
+            report = self._report(f"{title}, {part_name(jobs[index].network)}", done, len(mine))
+            report(0.0)
+            accuracies[index] = train(index % count, jobs[index], report)
+        self._report(title, len(mine), len(mine))(0.0)
+        values = self.group.reduce(accuracies).tolist()
+        return [
+            Score(
+                network=part_name(network),
+                accuracies=values[first : first + count],
+                seeds=[job.seed for job in jobs[first : first + count]],
+                epochs=recipe.epochs_for(network, self.data),
+                augmentation=recipe.augmentation_names(network, self.data),
+                recipe=recipe.name,
+                loss=part_name(recipe.loss),
+            )
+            for first, network in zip(range(0, len(jobs), count), networks, strict=True)
+        ]
+
+    def _report(self, title: str, done: int, total: int) -> Report:
+        def report(share: float) -> None:
+            if self.progress:
+                self.progress(title, done + share, total)
+
+        return report
+
+    def network_seed(self, network: Spec, number: int) -> int:
+        """Seed of the ``number``-th network of an architecture."""
+        return derive_seed(self.seed, "evaluation", part_name(network), number)
+
+    def _identity(self, chosen: SyntheticSet, job: Job) -> str:
+        """A digest of all that bears on the accuracy of a network but the machine."""
+        data = self.data
+        settings = [job.network, data.dataset_name, job.recipe.augmentation_names(job.network, data)]
+        text = json.dumps([*settings, asdict(job.recipe), job.seed, *data.mean, *data.std], default=str)
+        tensors = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in chosen.decoded())
+        return hashlib.blake2b(text.encode() + tensors, digest_size=16).hexdigest()
+
+
+def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
+    """Makes sure that a set belongs to the data.
+
+    Raises:
+        InputError: if classes, channels or image size differ; names what differs.
+    """
+    ours = {
+        "classes": synthetic.num_classes,
+        "channels": synthetic.images.shape[1],
+        "image size": tuple(synthetic.images.shape[2:]),
+    }
+    theirs = {"classes": data.num_classes, "channels": data.channels, "image size": tuple(data.image_size)}
+    differing = [f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if not differing and tuple(synthetic.class_names) != tuple(data.class_names):
+        foreign = sorted(set(synthetic.class_names) ^ set(data.class_names)) or "their order"
+        differing = [f"names of the classes ({foreign})"]
+    if differing:
+        raise InputError(
+            f"The synthetic set does not fit the data {data.dataset_name}: {', '.join(differing)}; take the data it "
+            "was made for."
+        )
+
+
+def check_networks(networks: Sequence[Spec], data: CondensationDataModule) -> None:
+    """Makes sure that every test network exists and takes the images, before anything long starts."""
+    for network in networks:
+        check_network(network, data)

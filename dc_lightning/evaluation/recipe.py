@@ -1,0 +1,130 @@
+"""How a network is trained on a synthetic set, as data: one YAML a paper in configs/evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dc_lightning.augmentation import Augment, Augmented, check_augmentation, make_augmentation
+from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.files import shipped
+from dc_lightning.parts import Spec, find, make, part_name
+
+LOSSES: dict[str, Any] = {"cross_entropy": cross_entropy}
+"""Losses of logits and labels, ``(n, classes)`` and ``(n,)`` or ``(n, classes)``, by name."""
+
+
+def _default_augmentation_by_network() -> dict[str, list[Spec]]:
+    return {"ConvNetBN": ["crop", "noise"]}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on a synthetic set; the defaults are DC's (paper, appendix A).
+
+    Epochs are numbered 0..E as in the authors' code, so that E + 1 are run. After epoch ``share * E + 1`` of each
+    milestone the learning rate drops, and the momentum starts anew: the authors' code makes a new optimizer there.
+
+    Args:
+        name: in results and tables.
+        epochs: E without augmentation.
+        epochs_augmented: E with augmentation.
+        lr: learning rate of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        batch_size: images a step.
+        milestones: shares of E after which the learning rate drops, in [0, 1].
+        lr_factor: what it is multiplied by there.
+        fresh_momentum: whether the momentum starts anew there.
+        augmentation: of the training images; None takes DC's of the dataset (MNIST: crop, scale, rotate; the others
+            none); ``siamese`` is DSA's; see `make_augmentation` for these and others.
+        augmentation_by_network: operations for single test networks, before all others (``get_daparam``).
+        loss: of logits and labels, cross_entropy or an import path.
+
+    Raises:
+        InputError: if a number is out of its range, or a part is unknown.
+    """
+
+    name: str = "DC"
+    epochs: int = 300
+    epochs_augmented: int = 1000
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    milestones: list[float] = field(default_factory=lambda: [0.5])
+    lr_factor: float = 0.1
+    fresh_momentum: bool = True
+    augmentation: list[Spec] | Spec | None = None
+    augmentation_by_network: dict[str, list[Spec]] = field(default_factory=_default_augmentation_by_network)
+    loss: Spec = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            "evaluation.recipe.",
+            epochs=(self.epochs, 0),
+            epochs_augmented=(self.epochs_augmented, 0),
+            batch_size=(self.batch_size, 1),
+            lr=(self.lr, 0),
+            momentum=(self.momentum, 0),
+            weight_decay=(self.weight_decay, 0),
+        )
+        if not all(0 <= share <= 1 for share in self.milestones):
+            raise InputError(f"evaluation.recipe.milestones are shares of the epochs, 0 to 1, got {self.milestones}.")
+        for augmentation in (self.augmentation, *self.augmentation_by_network.values()):
+            check_augmentation(augmentation)
+        find("loss", LOSSES, self.loss)
+
+    def augmentation_spec(self, network: Spec, data: Augmented) -> list[Spec] | Spec:
+        """The augmentation for a test network on a dataset; an empty list is none."""
+        if part_name(network) in self.augmentation_by_network:
+            return self.augmentation_by_network[part_name(network)]
+        return list(data.augmentation) if self.augmentation is None else self.augmentation
+
+    def augmentation_names(self, network: Spec, data: Augmented) -> list[str]:
+        """Names for results: of each operation, or of the whole with its strategy."""
+        spec = self.augmentation_spec(network, data)
+        if isinstance(spec, str | dict):
+            return [f"siamese({data.strategy})" if spec == "siamese" else part_name(spec)]
+        return [part_name(name) for name in spec]
+
+    def make_augmentation(self, network: Spec, data: Augmented) -> Augment | None:
+        """The augmentation itself; see `augmentation_spec`."""
+        return make_augmentation(self.augmentation_spec(network, data), data)
+
+    def make_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss itself."""
+        return cast(Callable[[Tensor, Tensor], Tensor], make("loss", LOSSES, self.loss))
+
+    def epochs_for(self, network: Spec, data: Augmented) -> int:
+        """E for a test network on a dataset."""
+        return self.epochs_augmented if self.augmentation_spec(network, data) else self.epochs
+
+    def with_epochs(self, epochs: int) -> "Recipe":
+        """The same with another E, augmented or not."""
+        return replace(self, epochs=epochs, epochs_augmented=epochs)
+
+    def drops(self, epochs: int) -> list[int]:
+        """Epochs before which the learning rate drops."""
+        return [int(share * epochs) + 2 for share in self.milestones]
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of a YAML file, by path or by its name in configs/evaluation (``dc``, ``dsa``).
+
+    Raises:
+        InputError: if there is no such file, or it holds something else.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(f"evaluation/{name}.yaml")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))["evaluation"]["recipe"]
+        unknown = set(settings) - {part.name for part in fields(Recipe)}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"'{path}' holds no evaluation.recipe ({type(error).__name__}: {error}).") from error
+    if unknown:
+        raise InputError(f"'{path}' has unknown settings of a recipe: {', '.join(sorted(unknown))}.")
+    return Recipe(**settings)

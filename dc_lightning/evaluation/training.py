@@ -1,0 +1,244 @@
+"""Training of one network by a recipe, and its test (``evaluate_synset`` and ``epoch`` of the authors' code)."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from dc_lightning.augmentation import Augment, OperationPerImage
+from dc_lightning.compilation import compiled
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.evaluation.recipe import Recipe
+from dc_lightning.networks import make_network
+from dc_lightning.parts import Spec
+from dc_lightning.seeds import derive_generator
+from dc_lightning.synthetic import SyntheticSet
+
+Observe = Callable[[Tensor, Tensor, Tensor], None]
+"""Called at every training step with row numbers, logits and labels of the batch."""
+
+Report = Callable[[float], None]
+"""Called now and then with the share of a training that is done, in [0, 1]."""
+
+# Numbers in the images that are augmented at once: 2,675 of MNIST's. It decides what is drawn for which image, and so
+# changes every accuracy with augmentation.
+_TOGETHER = 2**21
+
+
+class Batches:
+    """The shuffled batches of all epochs in a row: one loop over many batches is faster than many short ones.
+
+    Args:
+        images: float, ``(n, C, H, W)``, normalised.
+        labels: int64, ``(n,)``, or float, ``(n, classes)``.
+        batch_size: images a batch; the last one of an epoch may have fewer.
+        epochs: how often every image is seen.
+        seed: of the order, and of the augmentation.
+        augmentation: None for none. That of one operation an image goes over several batches at once: many batches of
+            ten images take hardly longer than one.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        augmentation: Augment | None = None,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size, self.epochs, self.seed, self.augmentation = batch_size, epochs, seed, augmentation
+        self.steps_per_epoch = -(-len(labels) // batch_size)
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def rows(self) -> Iterator[Tensor]:
+        """Row numbers of the images of each batch, on the CPU."""
+        generator = derive_generator(self.seed, "order")
+        for _ in range(self.epochs):
+            yield from torch.randperm(len(self.labels), generator=generator).split(self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images, labels and row numbers of each batch."""
+        batches, generator = self.rows(), derive_generator(self.seed, "augmentation")
+        per_image, per_batch = None, None
+        if isinstance(self.augmentation, OperationPerImage):
+            per_image = self.augmentation.of_set(self.images, self.epochs)
+        else:
+            per_batch = self.augmentation
+        count = max(1, _TOGETHER // self.images[: self.batch_size].numel())
+        while block := list(islice(batches, count)):
+            sizes = [len(rows) for rows in block]
+            rows = torch.cat(block).to(self.images.device, non_blocking=True)
+            images = per_image(rows, generator, sizes) if per_image else self.images.index_select(0, rows)
+            labels = self.labels.index_select(0, rows)
+            for batch in zip(images.split(sizes), labels.split(sizes), rows.split(sizes), strict=True):
+                yield _augmented(batch, per_batch, generator) if per_batch else batch
+
+
+def _augmented(
+    batch: tuple[Tensor, Tensor, Tensor], augment: Augment, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    images, labels, rows = batch
+    made = augment(images, labels, generator)
+    return (made, labels, rows) if isinstance(made, Tensor) else (*made, rows)
+
+
+class ClassifierModule(LightningModule):
+    """One network in training by a recipe, and in testing.
+
+    Args:
+        network: the network.
+        num_classes: number of classes.
+        recipe: see `Recipe`.
+        drop_steps: steps before which the learning rate drops.
+        observe: see `Observe`.
+        report: see `Report`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        recipe: Recipe,
+        drop_steps: list[int],
+        observe: Observe | None = None,
+        report: Report | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe, self.loss = recipe, recipe.make_loss()
+        self.drop_steps = drop_steps
+        self.observe, self.report, self._reported_at = observe, report, time.monotonic()
+        # Processes evaluate networks of their own: a metric that synchronised over them would mix or hang.
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum and weight decay."""
+        recipe = self.recipe
+        return torch.optim.SGD(
+            self.network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+    def on_train_start(self) -> None:
+        """Compiles the network if that is switched on."""
+        self._forward = compiled(self.network)
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        self._forward = compiled(self.network)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Drops the learning rate, and momentum buffers, where the recipe says."""
+        if batch_idx in self.drop_steps:
+            optimizer = self.trainer.optimizers[0]
+            if self.recipe.fresh_momentum:
+                optimizer.state.clear()
+            for group in optimizer.param_groups:
+                group["lr"] *= self.recipe.lr_factor
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch of images, labels and row numbers."""
+        images, labels, rows = batch
+        logits = self._forward(images)
+        if self.observe:
+            self.observe(rows, logits, labels)
+        if self.report and time.monotonic() - self._reported_at > 1:
+            self._reported_at = time.monotonic()
+            self.report(batch_idx / self.trainer.num_training_batches)
+        return self.loss(logits, labels)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Counts what is classified right."""
+        images, labels = batch
+        self.accuracy.update(self._forward(images), labels)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what Lightning says at every start of a Trainer from being said for each of many networks."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train and test.
+
+    Args:
+        network: see `dc_lightning.networks.make_network`.
+        recipe: how to train.
+        seed: of the weights, the order of the batches and the augmentation.
+    """
+
+    network: Spec
+    recipe: Recipe
+    seed: int
+
+
+def train_and_test(
+    synthetic: SyntheticSet,
+    job: Job,
+    data: CondensationDataModule,
+    device: torch.device,
+    observe: Observe | None = None,
+    report: Report | None = None,
+) -> tuple[float, nn.Module]:
+    """Trains one fresh network on a set and tests it on the test set.
+
+    Args:
+        synthetic: the training images.
+        job: the network and how it is trained.
+        data: gives the test set.
+        device: where to train.
+        observe: see `Observe`.
+        report: see `Report`.
+
+    Returns:
+        Accuracy on the test set in [0, 1], and the network.
+    """
+    recipe, epochs = job.recipe, job.recipe.epochs_for(job.network, data)
+    images, labels = (tensor.to(device) for tensor in synthetic.decoded())
+    augmentation = recipe.make_augmentation(job.network, data)
+    batches = Batches(images, labels, recipe.batch_size, epochs + 1, job.seed, augmentation)
+    module = ClassifierModule(
+        make_network(job.network, data, job.seed),
+        data.num_classes,
+        recipe,
+        [epoch * batches.steps_per_epoch for epoch in recipe.drops(epochs)],
+        observe,
+        report,
+    )
+    with _quiet():
+        trainer = Trainer(
+            max_epochs=1,
+            strategy=SingleDeviceStrategy(device=device),
+            accelerator=device.type if device.type in ("cpu", "cuda", "mps") else "auto",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, train_dataloaders=batches)
+        trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
+    return float(module.accuracy.compute()), module.network

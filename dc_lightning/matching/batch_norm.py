@@ -1,0 +1,90 @@
+"""BatchNorm while gradients are matched: statistics of real images, then kept (``main.py`` of the authors' code)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether the network has a BatchNorm layer."""
+    return bool(_batch_norm_layers(network))
+
+
+def _batch_norm_layers(network: nn.Module) -> list[Any]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None = None) -> None:
+    """Updates the BatchNorm statistics by one forward pass of real images, then keeps them for the matching.
+
+    A synthetic set is too small for statistics of its own, so the authors' code passes 16 real images per class, all
+    classes in one batch, and puts every BatchNorm layer in eval mode. The momentum stays PyTorch's 0.1: fresh
+    statistics move by a tenth only.
+
+    More images than a chunk are passed chunk by chunk up to the first BatchNorm layer, then to the next with the
+    statistics of the first, and so on: the same statistics up to rounding, in the memory of a chunk, for as many passes
+    as there are layers, each of which a pass uses once.
+
+    Args:
+        network: classifier; all its other layers are left in train mode.
+        real: float, ``(n, C, H, W)``, normalised.
+        chunk_size: images a pass, to bound the memory; None takes all at once.
+    """
+    network.train()
+    layers = _batch_norm_layers(network)
+    with torch.no_grad():
+        if chunk_size is None or len(real) <= chunk_size or any(layer.running_mean is None for layer in layers):
+            network(real)
+        else:
+            _update_in_chunks(network, [layer for layer in layers if layer.training], real.split(chunk_size))
+    for layer in layers:
+        layer.eval()
+
+
+class _InputStatistics:
+    """Forward pre-hook: mean and variance of each channel of what goes into a layer, over all chunks that have passed.
+
+    Chunks are merged by the parallel algorithm of Chan, Golub and LeVeque (1979).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0  # sum of squared deviations from the mean
+
+    def __call__(self, layer: Any, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1).to(layer.running_mean.dtype)
+        variance, mean = torch.var_mean(values, dim=1, correction=0)
+        new, total = values.shape[1], self.count + values.shape[1]
+        shift = mean - self.mean
+        self.mean = self.mean + shift * new / total
+        self.squares = self.squares + variance * new + shift**2 * self.count * new / total
+        self.count = total
+
+
+def _update_in_chunks(network: nn.Module, layers: list[Any], chunks: Sequence[Tensor]) -> None:
+    """Updates the statistics of the layers as one forward pass of all chunks together would."""
+    order: list[Any] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: order.append(layer)) for layer in layers]
+    for layer in layers:
+        layer.eval()  # what a layer normalises by is set below
+    network(chunks[0])
+    for hook in hooks:
+        hook.remove()
+    updated = []
+    for layer in dict.fromkeys(order):
+        statistics = _InputStatistics()
+        hook = layer.register_forward_pre_hook(statistics)
+        for chunk in chunks:
+            network(chunk)
+        hook.remove()
+        updated.append((layer, layer.running_mean.clone(), layer.running_var.clone(), statistics))
+        layer.running_mean.copy_(statistics.mean)  # the next layer's input is normalised by the whole batch's
+        layer.running_var.copy_(statistics.squares / statistics.count)
+    for layer, old_mean, old_variance, statistics in updated:
+        layer.num_batches_tracked += 1
+        momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+        layer.running_mean.copy_(old_mean.lerp(statistics.mean, momentum))
+        layer.running_var.copy_(old_variance.lerp(statistics.squares / (statistics.count - 1), momentum))

@@ -1,0 +1,63 @@
+"""Embeddings of images: what comes before the last linear layer of a network (DM, section 3.2)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dc_lightning.errors import InputError
+
+
+def embed(network: nn.Module, images: Tensor) -> Tensor:
+    """Features of images before the last linear layer.
+
+    Args:
+        network: one with a method ``embed``, as all of ours, or any other with a linear layer, the last of which is
+            taken for the classifier.
+        images: float, ``(n, C, H, W)``, normalised.
+
+    Returns:
+        float, ``(n, d)``.
+
+    Raises:
+        InputError: if the network has no linear layer that it uses.
+    """
+    own: Callable[[Tensor], Tensor] | None = getattr(network, "embed", None)
+    if own is not None:
+        return own(images).flatten(1)
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    found: list[Tensor] = []
+    hooks = [linear[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))] if linear else []
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise InputError(
+            f"Embeddings are taken before the last linear layer, but {type(network).__name__} has none that it uses; "
+            "give it a method embed(images) with (n, d) features, or take another network."
+        )
+    return found[0].flatten(1)
+
+
+def mean_embedding(network: nn.Module, images: Tensor, chunk_size: int | None = None) -> Tensor:
+    """Mean of the embeddings of images, without a graph.
+
+    Args:
+        network: see `embed`; with BatchNorm layers in train mode only whole batches have their statistics.
+        images: float, ``(n, C, H, W)``, normalised.
+        chunk_size: images a pass, to bound the memory; None takes all at once.
+
+    Returns:
+        float, ``(d,)``.
+    """
+    with torch.no_grad():
+        sums: list[Any] = [embed(network, chunk).sum(dim=0) for chunk in images.split(chunk_size or len(images))]
+    return torch.stack(sums).sum(dim=0) / len(images)
+
+
+def squared_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Squared Euclidean distance of two mean embeddings ``(d,)``, summed over features (DM, equation 5)."""
+    return (first - second).square().sum()

@@ -1,0 +1,451 @@
+"""What all methods share: synthetic images as parameters, the loop over classes, one image optimizer, exact resume."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from dc_lightning.augmentation import check_augmentation, make_augmentation
+from dc_lightning.compilation import compiled
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.data.real import RealImages
+from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.files import read_tensors
+from dc_lightning.matching.gradients import Forward
+from dc_lightning.networks import check_network, make_network
+from dc_lightning.parts import Spec, as_spec
+from dc_lightning.seeds import derive_generator, derive_seed, seeded
+from dc_lightning.synthetic import SyntheticSet
+from dc_lightning.synthetic.initial import INITS, Init, initial_images
+
+FORMAT = "dc_lightning checkpoint 2"
+
+_MAY_CHANGE = ("real_chunk_size", "lr_images", "lr_images_cooldown")
+"""Settings that may change on resume: memory and speed, and what a run needs that diverged or is to end."""
+
+
+def default_chunk_size(device: torch.device) -> int | None:
+    """Real images a pass: all on a GPU; 64 on the CPU, as fast as 256 (ConvNet, 1x28x28) at a quarter of the memory."""
+    return 64 if device.type == "cpu" else None
+
+
+def require_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of a condensation, before anything is built for it.
+
+    Raises:
+        InputError: if it is missing, damaged, of something else or of another version, or would have to run code to be
+            read.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint at '{path}'; give the path of a .ckpt file.")
+    content = read_tensors(path)
+    if not isinstance(content, dict) or not isinstance(content.get("curve"), tuple):
+        raise InputError(f"'{path}' is not a checkpoint of a condensation; give a .ckpt file that a run of it wrote.")
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"'{path}' was written by another version of dc_lightning (format {content.get('format', 'of 0.1.0')}, "
+            f"expected {FORMAT}); finish the run with that version, or start anew. Its synthetic.pt can be read."
+        )
+    return content
+
+
+class Condenser(LightningModule):
+    """Learns synthetic images, class by class, by a loss that a method defines.
+
+    One Lightning epoch is one outer iteration, with a freshly initialised network; one training step is one matching
+    step over all classes. Under a distributed strategy each process matches its own classes, and the derivatives are
+    summed. Classes, channels and image size come from the datamodule.
+
+    A method overrides `loss`, and where it differs `outer_steps`, `real_batch`, `decode`, `augment`,
+    `prepare_network`, `train_network`, `match`; its state beyond images and network it adds to the checkpoint by
+    Lightning's ``on_save_checkpoint`` and ``on_load_checkpoint``.
+
+    Args:
+        network: to match in; a name of the paper, an import path, or class_path and init_args.
+        ipc: synthetic images per class.
+        init: ``noise``, standard normal in normalised space, ``real``, random real images of the class, or ``k-means``,
+            cluster centres of them; see `initial_images`.
+        augmentation: of real and synthetic images alike in the matching; None, ``siamese`` (DSA), or the import path of
+            a class with methods ``pair(real, synthetic, seed)`` and ``batch(images, seed)`` as `Siamese` has them.
+        lr_images: learning rate of the images; None takes the paper's.
+        lr_images_cooldown: share of the outer iterations, the last ones, over which that rate falls linearly to zero,
+            in [0, 1]; the paper's is 0. They end at ``trainer.max_epochs``: a finished run that is resumed for more
+            iterations starts again at a higher rate.
+        momentum_images: momentum of the images, kept through the whole run.
+        real_chunk_size: real images a pass; None passes the whole batch on a GPU, and 64 on the CPU, which are as fast
+            there as all at once. The result is the same up to rounding; a small one needs little memory.
+        seed: of every random draw.
+
+    Attributes:
+        name: of the method, in results, columns and files; the name of the class where a method does not set it.
+        outer_steps: matching steps an outer iteration.
+
+    Raises:
+        InputError: if a value is out of its range, or a part is unknown.
+    """
+
+    name: str = "Condenser"
+    outer_steps: int = 1
+    images: nn.Parameter
+    labels: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def __init__(
+        self,
+        network: Spec = "ConvNet",
+        ipc: int = 1,
+        init: Init = "noise",
+        augmentation: Spec | None = None,
+        lr_images: float | None = None,
+        lr_images_cooldown: float = 0.0,
+        momentum_images: float = 0.5,
+        real_chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        require_at_least(
+            ipc=(ipc, 1),
+            lr_images=(lr_images, 0),
+            momentum_images=(momentum_images, 0),
+            real_chunk_size=(real_chunk_size, 1),
+        )
+        if not 0 <= lr_images_cooldown <= 1:
+            raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
+        if init not in INITS:
+            raise InputError(f"init must be one of {', '.join(INITS)}, got '{init}'.")
+        check_augmentation(augmentation)
+        self.save_hyperparameters()
+        self.hparams.update({key: as_spec(value) for key, value in self.hparams.items() if callable(value)})
+        self.automatic_optimization = False
+        self.network_spec, self.seed, self.ipc, self.init = as_spec(network), seed, ipc, init
+        self.augmentation_spec, self.augmentation = augmentation, None
+        self.lr_images = self.default_lr_images() if lr_images is None else lr_images
+        self.lr_images_cooldown, self.momentum_images = lr_images_cooldown, momentum_images
+        self.real_chunk_size = real_chunk_size
+        # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
+        self._unregistered: dict[str, nn.Module] = {}
+        self._forward: Forward | None = None
+        self._resumed_network: dict[str, Tensor] | None = None
+        self._losses = torch.zeros(())  # sum over classes and the steps of this outer iteration
+        self._steps = 0
+        self._curve = (0, 0.0)  # completed iterations, and the matching loss of the last
+        self.resumed_at: int | None = None
+
+    # What a method may override
+
+    def default_lr_images(self) -> float:
+        """Learning rate of the images where none is given."""
+        return 0.1
+
+    def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
+        """The method itself: how far the synthetic images of a class are from its real ones.
+
+        Args:
+            network: of this outer iteration.
+            real: float, ``(batch, C, H, W)``, normalised.
+            synthetic: float, ``(decoded images, C, H, W)``, normalised, with a graph to the stored images.
+            label: the class.
+
+        Returns:
+            Scalar, differentiable in ``synthetic``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define loss(network, real, synthetic, label).")
+
+    def real_batch(self, label: int, step: int) -> Tensor:
+        """Real images of a class for a matching step, float, ``(batch, C, H, W)``: random, without replacement."""
+        return self.real.draw(label, self.generator("real", step, label)).to(self.images.dtype)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """Training images of stored ones, normalised; here the same."""
+        return stored
+
+    def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
+        """Augments both batches alike, where `augmentation` is given."""
+        if self.augmentation is None:
+            return real, synthetic
+        return self.augmentation.pair(real, synthetic, self.derived_seed("augmentation", step, label))
+
+    def prepare_network(self, network: nn.Module, step: int) -> None:
+        """Called before each matching step."""
+
+    def train_network(self, network: nn.Module, step: int) -> None:
+        """Called after each matching step but the last of an outer iteration."""
+
+    def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of this process' classes, and its derivative with respect to all stored images.
+
+        Classes are independent given the network, so their derivatives may be taken one by one: that is the same as one
+        backward pass over the sum, and holds the graph of one class only.
+        """
+        loss, derivative = torch.zeros_like(self._losses), torch.zeros_like(self.images)
+        for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
+            stored = self.images_of(label).requires_grad_()
+            real, synthetic = self.augment(self.real_batch(label, step), self.decode(stored), label, step)
+            with self.seeded("match", step, label):
+                value = self.loss(network, real, synthetic, label)
+                (derivative[self.rows_of(label)],) = torch.autograd.grad(value, stored)
+            loss += value.detach()
+        return loss, derivative
+
+    # What a method may use
+
+    @property
+    def data(self) -> CondensationDataModule:
+        """The datamodule of the run."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CondensationDataModule):
+            raise InputError(f"The data must be a CondensationDataModule, got {type(data).__name__}.")
+        return data
+
+    @property
+    def real(self) -> RealImages:
+        """The real training images."""
+        assert self.data.real is not None
+        return self.data.real
+
+    def rows_of(self, label: int) -> slice:
+        """Rows of the stored images of a class."""
+        return slice(label * self.ipc, (label + 1) * self.ipc)
+
+    def images_of(self, label: int) -> Tensor:
+        """Stored images of a class, detached, ``(ipc, C, H, W)``."""
+        return self.images.detach()[self.rows_of(label)]
+
+    def derived_seed(self, purpose: str, step: int, *label: int) -> int:
+        """Seed of a draw in this outer iteration: the same on every process, and after a resume."""
+        return derive_seed(self.seed, purpose, self.current_epoch, step, *label)
+
+    def generator(self, purpose: str, step: int, *label: int) -> torch.Generator:
+        """Generator on the CPU for a draw; see `derived_seed`."""
+        return derive_generator(self.seed, purpose, self.current_epoch, step, *label)
+
+    def seeded(self, purpose: str, step: int, *label: int) -> AbstractContextManager[None]:
+        """For what a network itself draws, such as dropout; see `derived_seed`."""
+        return seeded(self.derived_seed(purpose, step, *label), self.device)
+
+    def forward_of(self, network: nn.Module) -> Forward:
+        """The network of this outer iteration, compiled if that is switched on."""
+        if network is not self._unregistered.get("network"):
+            return compiled(network)
+        if self._forward is None:
+            self._forward = compiled(network)
+        return self._forward
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Real images a pass."""
+        return self.real_chunk_size or default_chunk_size(self.device)
+
+    @property
+    def matching_loss(self) -> Tensor:
+        """Mean over classes and the steps so far of this outer iteration, a scalar on the device."""
+        return self._losses / (self.data.num_classes * max(self._steps, 1))
+
+    # The loop
+
+    def setup(self, stage: str) -> None:
+        """Makes the synthetic images, once the data are known."""
+        data = self.data
+        check_network(self.network_spec, data)
+        self.augmentation = self._pairwise_augmentation()
+        if self.trainer.precision == "16-mixed":
+            raise InputError(
+                "precision 16-mixed scales losses, and gradients that are matched are not of a loss to be scaled; take "
+                "bf16-mixed or 32-true."
+            )
+        if getattr(self, "images", None) is None:
+            self.images = nn.Parameter(initial_images(self.init, self.ipc, self.real, self.seed))
+            labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
+            self.register_buffer("labels", labels, persistent=False)
+
+    def _pairwise_augmentation(self) -> Any:
+        made = make_augmentation(self.augmentation_spec, self.data)
+        missing = [name for name in ("pair", "batch") if made is not None and not hasattr(made, name)]
+        if missing:
+            raise InputError(
+                f"model.augmentation must have the methods pair(real, synthetic, seed) and batch(images, seed); "
+                f"{self.augmentation_spec} lacks {', '.join(missing)}."
+            )
+        return made
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD of the images."""
+        return torch.optim.SGD([self.images], lr=self.lr_images, momentum=self.momentum_images)
+
+    def on_fit_start(self) -> None:
+        """Logs the iteration that a resumed run starts from again: the older curve is cut before it."""
+        if self.resumed_at is not None:
+            self._log_loss()
+
+    def on_train_start(self) -> None:
+        """Refuses a Trainer that would leave out matching steps.
+
+        Raises:
+            InputError: if so.
+        """
+        self._losses = self._losses.to(self.device)
+        steps = self.trainer.num_training_batches
+        if steps != self.outer_steps and not getattr(self.trainer, "fast_dev_run", False):
+            raise InputError(
+                f"An outer iteration has {self.outer_steps} matching steps, but the Trainer would run {steps}: leave "
+                "out trainer.limit_train_batches and trainer.overfit_batches; model.outer_steps sets their number."
+            )
+        if self.lr_images_cooldown and not (self.trainer.max_epochs or 0) > 0:
+            raise InputError(
+                "model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs, the number of "
+                "outer iterations."
+            )
+
+    def training_step(self, batch: RealImages, batch_idx: int) -> None:
+        """One matching step: the loss class by class, one update of the images, then the network's own training."""
+        network = self._network(batch_idx)
+        self.prepare_network(network, batch_idx)
+        loss, derivative = self.match(network, batch_idx)
+        self._update_images(derivative, batch_idx)
+        self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
+        self._steps = batch_idx + 1
+        if batch_idx < self.outer_steps - 1:
+            with self.seeded("train", batch_idx):
+                self.train_network(network, batch_idx)
+
+    def _network(self, step: int) -> nn.Module:
+        """The network of this outer iteration: fresh at its first step, from the checkpoint after a resume."""
+        if step == 0 or "network" not in self._unregistered:
+            network = make_network(self.network_spec, self.data, derive_seed(self.seed, "network", self.current_epoch))
+            if self._resumed_network is not None and step > 0:
+                network.load_state_dict(self._resumed_network)
+            self._resumed_network = None
+            self._unregistered["network"] = network.to(self.device, self.images.dtype, non_blocking=True)
+            self._forward = None
+        return self._unregistered["network"]
+
+    def _update_images(self, derivative: Tensor, step: int) -> None:
+        self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for group in optimizer.param_groups:
+            group["lr"] = self._cooled_lr(step)
+        optimizer.step()
+
+    def _cooled_lr(self, step: int) -> float:
+        """Learning rate of the images: a function of the step and the run's end, so that a resume finds it again."""
+        if not self.lr_images_cooldown:
+            return self.lr_images
+        assert self.trainer.max_epochs is not None
+        left = 1 - (self.current_epoch + step / self.outer_steps) / self.trainer.max_epochs  # of the run, above 0
+        return self.lr_images * min(left / self.lr_images_cooldown, 1)
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the matching loss of the outer iteration.
+
+        Raises:
+            InputError: if it, or an image, is no finite number; the checkpoints are from before.
+        """
+        self.require_finite()
+        self.trainer.callback_metrics["matching_loss"] = self.matching_loss  # self.log takes a millisecond
+        self._curve = self.current_epoch + 1, float(self.matching_loss)
+        self._log_loss()
+        self._losses = torch.zeros_like(self._losses)
+
+    def require_finite(self) -> None:
+        """Makes sure that what is about to be logged or saved is worth it.
+
+        Raises:
+            InputError: if the matching loss or an image is no finite number; names the outer iteration.
+        """
+        loss = self.matching_loss
+        if not (bool(loss.isfinite()) and bool(self.images.isfinite().all())):
+            raise InputError(
+                f"The matching loss or the images became NaN or infinite in outer iteration {self.current_epoch + 1} "
+                f"(loss {float(loss)}); the last good checkpoint is kept. Resume it with a smaller model.lr_images "
+                f"than {self.lr_images}."
+            )
+
+    def _log_loss(self) -> None:
+        iteration, loss = self._curve
+        if self.logger is not None and iteration:
+            self.logger.log_metrics({"matching_loss": loss}, step=iteration)
+
+    # Files
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a resume compares, and what the steps that are left of this outer iteration start from."""
+        checkpoint["format"] = FORMAT
+        checkpoint["data"] = self._data_identity()
+        checkpoint["curve"] = self._curve
+        if "network" in self._unregistered and self.outer_steps > 1:
+            checkpoint["network"] = self._unregistered["network"].state_dict()
+            checkpoint["losses"] = self._losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the network of an outer iteration that was interrupted.
+
+        Raises:
+            InputError: if the checkpoint was made with other settings, which are named.
+        """
+        made_with = {**checkpoint.get("hyper_parameters", {}), **checkpoint.get("data", {})}
+        now = {**self.hparams, **self._data_identity()}
+        differing = [
+            f"{key} was {made_with.get(key)} and is {now.get(key)}"
+            for key in dict.fromkeys([*now, *made_with])
+            if not key.startswith("_") and key not in _MAY_CHANGE and made_with.get(key) != now.get(key)
+        ]
+        if differing:
+            raise InputError(
+                f"The checkpoint was made with other settings: {'; '.join(differing)}. Resume with the configuration "
+                "it was made with (config.yaml in its run's folder), or start anew without a checkpoint."
+            )
+        self._resumed_network = checkpoint.get("network")
+        self._losses = checkpoint.get("losses", self._losses)
+        self._curve = checkpoint["curve"]
+        self.resumed_at = self._curve[0]
+
+    def _data_identity(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "method": self.name,
+            "dataset": data.dataset_name,
+            "batch_real": data.batch_real,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": data.num_classes,
+            "image_shape": [data.channels, *data.image_size],
+            "images": sum(data.real.counts()) if data.real is not None else 0,
+        }
+
+    def source(self, iteration: int) -> dict[str, Any]:
+        """What the images came from, for files and results: name, class, all settings, data, completed iterations."""
+        own = type(self)
+        settings = {key: getattr(self, key, None) if value is None else value for key, value in self.hparams.items()}
+        return {
+            "method": self.name,
+            "class": f"{own.__module__}.{own.__qualname__}",
+            **{key: value for key, value in settings.items() if not key.startswith("_")},
+            "dataset": self.data.dataset_name,
+            "batch_real": self.data.batch_real,
+            "iteration": iteration,
+            "max_epochs": self.trainer.max_epochs,  # the end that a cooldown was planned for
+            "precision": str(self.trainer.precision),
+        }
+
+    def synthetic_set(self, iteration: int) -> SyntheticSet:
+        """A copy of the images as they are now, with all that is needed to use them.
+
+        Args:
+            iteration: completed iterations, to be noted in the set.
+        """
+        return SyntheticSet(
+            images=self.images.detach().float().cpu().clone(),
+            labels=self.labels.cpu().clone(),
+            mean=self.data.mean,
+            std=self.data.std,
+            class_names=self.data.class_names,
+            source=self.source(iteration),
+        )

@@ -1,0 +1,75 @@
+"""DM: mean embeddings of real and synthetic images are matched (Zhao and Bilen, WACV 2023; ``main_DM.py``)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dc_lightning.matching.batch_norm import has_batch_norm
+from dc_lightning.matching.embeddings import embed, mean_embedding, squared_distance
+from dc_lightning.methods.base import Condenser
+from dc_lightning.parts import Spec
+from dc_lightning.synthetic.initial import Init
+
+
+class DistributionMatching(Condenser):
+    """Matches the mean embeddings that fresh, untrained networks give synthetic and real images of a class.
+
+    One matching step an outer iteration, 20,000 of them in the paper, and no training of networks. Classes are matched
+    one by one; where the network has BatchNorm, all real images go through it as one batch in train mode and all
+    synthetic ones as another, on the first process alone.
+
+    Args:
+        init: see `Condenser`.
+        augmentation: see `Condenser`.
+        lr_images: see `Condenser`; None takes 1, and 10 from 100 images per class on, as the authors on CIFAR10.
+        **kwargs: see `Condenser`.
+    """
+
+    name = "DM"
+
+    def __init__(
+        self,
+        init: Init = "real",
+        augmentation: Spec | None = "siamese",
+        lr_images: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(init=init, augmentation=augmentation, lr_images=lr_images, **kwargs)
+
+    def default_lr_images(self) -> float:
+        """The authors' rates on CIFAR10; on CIFAR100 they take 1 for every ipc."""
+        return 1.0 if self.ipc < 100 else 10.0
+
+    def prepare_network(self, network: nn.Module, step: int) -> None:
+        """The network is only a map to features."""
+        network.requires_grad_(False)
+
+    def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
+        """Squared distance of the mean embeddings (DM, equation 5)."""
+        return squared_distance(mean_embedding(network, real, self.chunk_size), embed(network, synthetic).mean(dim=0))
+
+    def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
+        """All classes in one pass where BatchNorm takes its statistics from the batch."""
+        if not has_batch_norm(network):
+            return super().match(network, step)
+        if self.global_rank:
+            return torch.zeros_like(self._losses), torch.zeros_like(self.images)
+        stored = self.images.detach().requires_grad_()
+        pairs = [
+            self.augment(self.real_batch(label, step), self.decode(stored[self.rows_of(label)]), label, step)
+            for label in range(self.data.num_classes)
+        ]
+        reals, synthetics = zip(*pairs, strict=True)
+        with self.seeded("match", step):
+            with torch.no_grad():
+                real_features = embed(network, torch.cat(reals)).split([len(real) for real in reals])
+            features = embed(network, torch.cat(synthetics)).split([len(images) for images in synthetics])
+            loss = torch.stack(
+                [
+                    squared_distance(real.mean(dim=0), synthetic.mean(dim=0))
+                    for real, synthetic in zip(real_features, features, strict=True)
+                ]
+            ).sum()
+            (derivative,) = torch.autograd.grad(loss, stored)
+        return loss.detach(), derivative

@@ -1,0 +1,125 @@
+"""DC and DSA: gradients of real and synthetic images are matched (paper, algorithm 1; ``main.py`` of its code)."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dc_lightning.errors import require_at_least
+from dc_lightning.matching.batch_norm import freeze_batch_norm, has_batch_norm
+from dc_lightning.matching.distances import DISTANCES
+from dc_lightning.matching.gradients import network_gradient
+from dc_lightning.methods.base import Condenser
+from dc_lightning.parts import Spec, as_spec, make
+
+_INNER_EPOCHS = {10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
+
+
+def default_loops(ipc: int) -> tuple[int, int]:
+    """Matching steps an outer iteration, and epochs of network training between two of them.
+
+    The paper's table has ipc 1, 10, 20, 30, 40, 50. For any other ipc there are ipc matching steps, as in all its
+    rows. The epochs are interpolated linearly between the rows, rounded half up; from 10 downwards they stay 50
+    (with ipc 1 there is no second step, so that its single epoch is never run), from 50 upwards they stay 10.
+
+    Args:
+        ipc: synthetic images per class, at least 1.
+
+    Returns:
+        outer steps and inner epochs.
+    """
+    if ipc == 1:
+        return 1, 1
+    return ipc, math.floor(np.interp(ipc, list(_INNER_EPOCHS), list(_INNER_EPOCHS.values())) + 0.5)
+
+
+class CondensationModule(Condenser):
+    """Matches the gradients that synthetic and real images of a class give a network.
+
+    Between matching steps the network trains on the synthetic set. With ``augmentation: siamese`` this is DSA (Zhao and
+    Bilen, ICML 2021): both batches of a class are augmented alike, with one draw a class and step, and so is the
+    synthetic set on which the network trains, with one operation a batch and parameters an image.
+
+    Args:
+        distance: of two gradients; ``ours``, ``mse``, ``cos``, or as for the network.
+        outer_steps: matching steps an outer iteration; None takes `default_loops`.
+        inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
+        lr_network: learning rate of that training.
+        batch_synthetic: its batch size.
+        batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step. Four
+            times ``real_chunk_size`` pass together for them, as nothing is kept for a derivative.
+        **kwargs: see `Condenser`; ``lr_images`` is 0.1 where None, and 0.01 for the MLP, as in the paper.
+
+    Raises:
+        InputError: if a value is out of its range, or network or distance are unknown.
+    """
+
+    def __init__(
+        self,
+        distance: Spec = "ours",
+        outer_steps: int | None = None,
+        inner_epochs: int | None = None,
+        lr_network: float = 0.01,
+        batch_synthetic: int = 256,
+        batch_norm_images: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_at_least(
+            outer_steps=(outer_steps, 1),
+            inner_epochs=(inner_epochs, 0),
+            lr_network=(lr_network, 0),
+            batch_synthetic=(batch_synthetic, 1),
+            batch_norm_images=(batch_norm_images, 1),
+        )
+        self.distance = make("distance", DISTANCES, as_spec(distance))
+        default_steps, default_epochs = default_loops(self.ipc)
+        self.outer_steps = default_steps if outer_steps is None else outer_steps
+        self.inner_epochs = default_epochs if inner_epochs is None else inner_epochs
+        self.lr_network, self.batch_synthetic, self.batch_norm_images = lr_network, batch_synthetic, batch_norm_images
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """DSA with the siamese augmentation, DC without any."""
+        return "DC" if self.augmentation_spec is None else "DSA"
+
+    def default_lr_images(self) -> float:
+        """The paper's: 0.1, and 0.01 for the MLP."""
+        return 0.01 if self.network_spec == "MLP" else 0.1
+
+    def prepare_network(self, network: nn.Module, step: int) -> None:
+        """Gives BatchNorm layers the statistics of real images, and keeps them for the matching."""
+        if not has_batch_norm(network):
+            return
+        draws = [
+            self.real.draw(label, self.generator("batch_norm", step, label), self.batch_norm_images)
+            for label in range(self.data.num_classes)
+        ]
+        with self.seeded("statistics", step):
+            freeze_batch_norm(network, torch.cat(draws).to(self.images.dtype), self.chunk_size and 4 * self.chunk_size)
+
+    def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
+        """Distance of the two gradients of the network's loss (paper, equation 9)."""
+        forward = self.forward_of(network)
+        real_gradient = network_gradient(network, real, label, chunk_size=self.chunk_size, forward=forward)
+        synthetic_gradient = network_gradient(network, synthetic, label, create_graph=True)
+        return self.distance(synthetic_gradient, real_gradient)
+
+    def train_network(self, network: nn.Module, step: int) -> None:
+        """Plain SGD epochs on the detached synthetic set (paper, algorithm 1, line 11)."""
+        network.train()
+        forward = self.forward_of(network)
+        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
+        images, generator = self.images.detach(), self.generator("inner", step)
+        for epoch in range(self.inner_epochs):
+            order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
+            for number, rows in enumerate(order.split(self.batch_synthetic)):
+                batch = images[rows]
+                if self.augmentation is not None:
+                    batch = self.augmentation.batch(batch, self.derived_seed("inner augmentation", step, epoch, number))
+                optimizer.zero_grad()
+                cross_entropy(forward(batch), self.labels[rows]).backward()
+                optimizer.step()

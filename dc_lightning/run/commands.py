@@ -1,0 +1,113 @@
+"""The commands that score sets without a fit: their work runs in the processes of a Trainer, outside its loops."""
+
+from collections.abc import Callable
+
+from pytorch_lightning import Trainer
+
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.errors import InputError
+from dc_lightning.evaluation.selection import Method
+from dc_lightning.methods.base import Condenser
+from dc_lightning.parts import Spec
+from dc_lightning.run.checkpoints import Checkpoints
+from dc_lightning.run.evaluation_callback import EvaluationCallback
+from dc_lightning.synthetic import SyntheticSet, load_synthetic
+
+
+def evaluate(
+    trainer: Trainer, model: Condenser, data: CondensationDataModule, paths: list[str], experiment: int | None
+) -> None:
+    """Scores saved synthetic sets by the recipes of the evaluation, several as the experiments of one table cell.
+
+    Args:
+        trainer: with an `EvaluationCallback`; its processes share the work.
+        model: names the condensing network, for the pools S and SS, where the set does not.
+        data: the data that the sets were made for.
+        paths: files of ours, published files of the authors', folders of images.
+        experiment: number of one set; None takes all of them.
+
+    Raises:
+        InputError: if a set cannot be read, does not fit the data, or sets do not belong together.
+    """
+
+    def work(callback: EvaluationCallback) -> None:
+        sets = _load(paths, experiment, data)
+        condensed_with: Spec = sets[0].source.get("network", model.network_spec)
+        callback.check(trainer, data, condensed_with, sets)
+        callback.evaluate_saved(trainer, data, sets, condensed_with, ", ".join(paths))
+
+    _in_processes(trainer, data, work)
+
+
+def select(trainer: Trainer, model: Condenser, data: CondensationDataModule, method: Method) -> None:
+    """Selects real images, ``model.ipc`` of each class, and scores them by the recipes of the evaluation.
+
+    Args:
+        trainer: with an `EvaluationCallback`; its processes share the work.
+        model: its ipc, and its network for the pools S and SS; nothing else of it is used.
+        data: the data to select from.
+        method: random, herding, k-center or forgetting.
+    """
+
+    def work(callback: EvaluationCallback) -> None:
+        callback.check(trainer, data, model.network_spec, methods=[method])
+        chosen = callback.select(trainer, data, method, model.ipc)
+        path = callback.folder / "synthetic.pt"
+        if trainer.is_global_zero:
+            chosen.save(path)
+            chosen.save_grid(path.with_suffix(".png"))
+        callback.evaluate_saved(trainer, data, [chosen], model.network_spec, str(path))
+
+    _in_processes(trainer, data, work)
+
+
+def _load(paths: list[str], experiment: int | None, data: CondensationDataModule) -> list[SyntheticSet]:
+    sets = [found for path in paths for found in load_synthetic(path, data.mean, data.std, data.class_names)]
+    if experiment is not None:
+        if not 0 <= experiment < len(sets):
+            raise InputError(
+                f"experiment must be in 0..{len(sets) - 1}, as '{', '.join(paths)}' has {len(sets)} synthetic sets; got "
+                f"{experiment}."
+            )
+        sets = [sets[experiment]]
+    counts, methods = {found.ipc for found in sets}, {found.method for found in sets}
+    if len(counts) > 1:
+        raise InputError(
+            f"Sets that are evaluated together must have one number of images per class; got {sorted(counts)}."
+        )
+    if len(methods) > 1:
+        raise InputError(
+            f"Sets that are evaluated together must be made by one method, got {', '.join(sorted(methods))}; evaluate "
+            "each by itself."
+        )
+    return sets
+
+
+def _in_processes(
+    trainer: Trainer, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]
+) -> None:
+    """Runs work in every process of a Trainer's strategy, with the data at hand and signals taken over."""
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
+    callback = next(part for part in callbacks if isinstance(part, EvaluationCallback))
+    checkpoints = next(part for part in callbacks if isinstance(part, Checkpoints))
+
+    def in_this_process() -> None:
+        trainer.strategy.setup_environment()
+        if trainer.local_rank == 0:
+            data.prepare_data()
+        trainer.strategy.barrier("data")
+        data.setup()
+        callback.setup(trainer, None, "evaluate")
+        with checkpoints.without_a_run():
+            work(callback)
+        trainer.strategy.barrier("end")
+
+    launcher = trainer.strategy.launcher
+    try:
+        if launcher is None:
+            in_this_process()
+        else:
+            launcher.launch(in_this_process, trainer=trainer)
+    except BaseException as error:
+        checkpoints.on_exception(trainer, None, error)
+        raise

@@ -1,0 +1,6 @@
+"""Synthetic sets in plain torch: images, labels and what they came from; how they start; files of them."""
+
+from dc_lightning.synthetic.reading import load_synthetic
+from dc_lightning.synthetic.synthetic_set import SyntheticSet
+
+__all__ = ["SyntheticSet", "load_synthetic"]

@@ -1,0 +1,186 @@
+"""A synthetic set: stored images and what they decode to, labels, normalisation, what they came from."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.utils import make_grid
+
+from dc_lightning.errors import InputError
+from dc_lightning.files import save_whole, write_whole
+from dc_lightning.synthetic.formation import unfold
+
+FORMAT = "dc_lightning synthetic set 2"
+METADATA = "synthetic.json"
+Space = Literal["normalised", "pixels"]
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet(Dataset):
+    """Labelled images with all that is needed to use them: a torch Dataset of the decoded (image, label).
+
+    Args:
+        images: float, ``(n, C, H, W)``: stored, what the budget counts; not clamped.
+        labels: int64, ``(n,)``, sorted, index into ``class_names``; or float, ``(n, classes)``, probabilities.
+        mean: of each channel in [0, 1].
+        std: of each channel in [0, 1].
+        class_names: one a class.
+        source: what made the set; strings and numbers; ``method`` is its name.
+        normalized: whether `__getitem__` gives normalised images, or images in [0, 1].
+        space: whether the stored images are normalised by ``mean`` and ``std``, or pixels in [0, 1].
+        factor: of the multi-formation (`unfold`); 1 stores one training image an image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+    normalized: bool = True
+    space: Space = "normalised"
+    factor: int = 1
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """What a network trains on: images, float, ``(m, C, H, W)``, normalised, and their labels."""
+        grey = 0.5 if self.space == "pixels" else (0.5 - self._channels(self.mean)) / self._channels(self.std)
+        images = unfold(self.images, self.factor, grey)
+        if self.space == "pixels":
+            images = (images - self._channels(self.mean)) / self._channels(self.std)
+        return images, self.labels.repeat(self.factor**2, *[1] * (self.labels.dim() - 1))
+
+    def _channels(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values).to(self.images).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels) * self.factor**2
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.decoded() if self.factor > 1 or self.space == "pixels" else (self.images, self.labels)
+        image = images[index]
+        return (image if self.normalized else self._to_unit_range(image)), labels[index]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self.decoded()
+        return zip(images if self.normalized else self._to_unit_range(images), labels, strict=True)
+
+    @property
+    def method(self) -> str:
+        """Name of the method that made the set."""
+        return str(self.source.get("method", "synthetic"))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """int64, ``(n,)``: of each stored image the class, or the one of highest probability."""
+        return self.labels.argmax(dim=1) if self.labels.dim() == 2 else self.labels
+
+    @property
+    def ipc(self) -> int:
+        """Stored images of the class that has most."""
+        return int(torch.bincount(self.hard_labels).max())
+
+    def _to_unit_range(self, normalised: Tensor) -> Tensor:
+        return (normalised * self._channels(self.std) + self._channels(self.mean)).clamp(0, 1)
+
+    def unit_range_images(self) -> Tensor:
+        """The stored images as pixels, clamped: float in [0, 1], ``(n, C, H, W)``."""
+        return self.images.clamp(0, 1) if self.space == "pixels" else self._to_unit_range(self.images)
+
+    def with_normalized(self, normalized: bool) -> "SyntheticSet":
+        """The same set whose items are normalised images, or images in [0, 1]."""
+        return replace(self, normalized=normalized)
+
+    def renormalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "SyntheticSet":
+        """The same images under another normalisation."""
+        if (self.mean, self.std) == (mean, std):
+            return self
+        images = self.images
+        if self.space == "normalised":
+            pixels = images * self._channels(self.std) + self._channels(self.mean)
+            images = (pixels - self._channels(mean)) / self._channels(std)
+        return replace(self, images=images, mean=tuple(mean), std=tuple(std))
+
+    def grid(self, classes_across: bool = False) -> Tensor:
+        """The stored images, one row a class (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``.
+
+        Args:
+            classes_across: one column a class instead.
+        """
+        images, width = self.unit_range_images(), self.ipc
+        rows = []
+        for label in range(self.num_classes):
+            row = images[self.hard_labels == label]
+            rows.append(torch.cat([row, row.new_ones(width - len(row), *row.shape[1:])]))
+        if classes_across:
+            return make_grid(torch.stack(rows, dim=1).flatten(0, 1), nrow=len(rows), padding=2, pad_value=1.0)
+        return make_grid(torch.cat(rows), nrow=width, padding=2, pad_value=1.0)
+
+    def save_grid(self, path: str | Path, classes_across: bool = False) -> None:
+        """Writes `grid` as a PNG file, enlarged without smoothing so that its smaller side has 300 pixels or more."""
+        grid = self.grid(classes_across)
+        factor = max(1, -(-300 // min(grid.shape[1:])))
+        enlarged = grid.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        buffer = io.BytesIO()
+        v2.functional.to_pil_image(enlarged).save(buffer, format="PNG")
+        write_whole(path, buffer.getvalue())
+
+    def save(self, path: str | Path) -> None:
+        """Writes tensors and plain values only: `torch.load` reads it with ``weights_only=True``."""
+        content = {
+            "format": FORMAT,
+            "images": self.images.cpu().contiguous(),
+            "labels": self.labels.cpu().contiguous(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.class_names),
+            "source": self.source,
+            "space": self.space,
+            "factor": self.factor,
+        }
+        save_whole(path, content)
+
+    def export(self, folder: str | Path) -> None:
+        """Writes a folder of PNG files of the stored images in ImageFolder layout, and what belongs to them as JSON.
+
+        PNG has 8 bits a channel and no values outside [0, 1]: what lies outside is clamped, and the source of the
+        exported set says so.
+
+        Raises:
+            InputError: if the folder is there already and not empty, or the labels are soft.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"'{folder}' is not empty; export to a new folder, so that no old image mixes in.")
+        if self.labels.dim() == 2:
+            raise InputError("A folder of images has hard labels only, and this set has soft ones; share synthetic.pt.")
+        for index, (image, label) in enumerate(zip(self.unit_range_images(), self.labels, strict=True)):
+            target = folder / folder_name(int(label), self.class_names) / f"{index:05d}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            v2.functional.to_pil_image(image).save(target)
+        metadata = {
+            "mean": self.mean,
+            "std": self.std,
+            "class_names": self.class_names,
+            "source": {**self.source, "stored_as": "8-bit images"},
+            "factor": self.factor,
+        }
+        write_whole(folder / METADATA, json.dumps(metadata, indent=2).encode())
+
+
+def folder_name(label: int, class_names: Sequence[str]) -> str:
+    """A folder for a class: sorted as the labels are, in letters that every file system takes."""
+    digits = len(str(max(len(class_names) - 1, 1)))
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in class_names[label])
+    return f"{label:0{digits}d}_{name}"
