@@ -91,10 +91,10 @@ class _Parser(LightningArgumentParser):
     _messages: ClassVar[list[str]] = []  # those of the parsers within it come first, and say more
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        inner = [said for said in self._messages if said in message]
-        self._messages.append(message)
-        first = message.splitlines()[0]
-        raise InputError(f"{first} {inner[-1]}" if inner else _on_one_line(message)) from ex
+        words = " ".join(message.split())
+        inner = [said for said in self._messages if said in words]
+        self._messages.append(words)
+        raise InputError(f"{message.splitlines()[0]} {inner[-1]}" if inner else _on_one_line(message)) from ex
 
 
 def _on_one_line(message: str) -> str:

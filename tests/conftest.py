@@ -7,37 +7,50 @@ import pytest
 import torch
 from torch import nn
 
-from dc_lightning.data import CondensationDataModule, RealImages, _ImagesInMemory
+from dc_lightning.data import CondensationDataModule, RealImages
+from dc_lightning.matching.batch_norm import freeze_batch_norm, has_batch_norm
+from dc_lightning.networks import NETWORKS
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "dev.json").read_text())
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((GOLDEN_FOLDER / "dev.json").read_text())
+GOLDEN_DSA_DM = json.loads((GOLDEN_FOLDER / "dsa_dm.json").read_text())
 
 
 def normal(seed, *shape):
-    return torch.tensor(np.random.RandomState(seed).standard_normal(shape), dtype=torch.float32)
+    return torch.tensor(np.random.RandomState(seed).standard_normal(shape))
 
 
-def fill_golden(network):
-    """The parameters that the golden values were computed with."""
+def fill_golden(network, seed=0):
+    """The parameters that the golden values were computed with, in float64."""
     for number, (name, parameter) in enumerate(network.named_parameters()):
-        z = np.random.RandomState(number).standard_normal(tuple(parameter.shape))
+        z = np.random.RandomState(seed + number).standard_normal(tuple(parameter.shape))
         z = z / math.sqrt(math.prod(parameter.shape[1:])) if parameter.dim() > 1 else 0.1 * z + name.endswith("weight")
-        parameter.data = torch.tensor(z, dtype=torch.float32)
-    return network
+        parameter.data = torch.tensor(z)
+    return network.double()
 
 
-def assert_golden(actual, expected):
+def golden_case(entry):
+    """Network in train mode, real images of three classes, and synthetic ones, that golden values were computed with."""
+    channels, size, ipc = entry["channels"], entry["size"], entry.get("ipc", 2)
+    network = fill_golden(NETWORKS[entry["model"]](channels, 10, (size, size))).train()
+    if has_batch_norm(network) and not entry.get("all_classes_in_one_batch"):
+        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
+    return network, normal(1000, 3, 8, channels, size, size), normal(2000, 3 * ipc, channels, size, size)
+
+
+def assert_golden(actual, expected, tolerance=1e-7):
     actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     worst = (np.abs(actual - expected) / (np.abs(expected) + 1e-3)).max()
-    assert worst < 2e-3, f"off by {worst:.2g}: {actual} against {expected}"
+    assert worst < tolerance, f"off by {worst:.2g}: {actual} against {expected}"
 
 
-def assert_golden_summary(tensor, expected):
+def assert_golden_summary(tensor, expected, tolerance=1e-7):
     flat = tensor.detach().double().numpy().ravel()
     at = flat[np.linspace(0, len(flat) - 1, 5).astype(int)]
-    assert_golden(at, expected["at"])
-    assert_golden([flat.sum(), np.linalg.norm(flat)], [expected["sum"], expected["norm"]])
+    assert_golden(at, expected["at"], tolerance)
+    assert_golden([flat.sum(), np.linalg.norm(flat)], [expected["sum"], expected["norm"]], tolerance)
 
 
 class TinyData(CondensationDataModule):
@@ -57,6 +70,24 @@ class TinyData(CondensationDataModule):
             return (centres[labels] + noise).clamp(0, 1), labels
 
         return split(self.per_class), split(5), [f"class {label}" for label in range(self.classes)]
+
+
+class GoldenData(TinyData):
+    """Three classes whose real images are drawn anew for every step, as the golden trajectories have them."""
+
+    def __init__(self, entry):
+        super().__init__(channels=entry["channels"], size=(entry["size"], entry["size"]))
+        self.step = 0
+
+    def setup(self, stage=None):
+        super().setup(stage)
+        self.real.draw = self.draw
+        self.real.to = lambda device: self.real
+
+    def draw(self, label, generator, count=None):
+        if count is None:
+            return normal(1000 + self.step, 3, 8, *self.shape)[label]
+        return normal(3000 + self.step, 16 * 3, *self.shape)[16 * label : 16 * (label + 1)]
 
 
 class TinyNet(nn.Module):
@@ -86,8 +117,25 @@ class ScaledError:
         return self.factor * sum((a - b).square().sum() for a, b in zip(first, second, strict=True))
 
 
+class Images:
+    """Images by row number."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def take(self, rows):
+        return self.images[rows]
+
+    def to(self, device):
+        return self
+
+    def __len__(self):
+        return len(self.images)
+
+
 def real_images(images, labels, classes, batch_real=8):
-    return RealImages(_ImagesInMemory(images), labels, classes, batch_real)
+    names = [str(label) for label in range(classes)]
+    return RealImages(Images(images), labels, names, tuple(images.shape[1:]), batch_real)
 
 
 @pytest.fixture
