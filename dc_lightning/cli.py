@@ -15,6 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -150,8 +151,8 @@ def _check_classes(words: Sequence[str]) -> None:
         known = [name for name, part in vars(module).items() if inspect.isclass(part) and issubclass(part, base)]
         given = [value for name, value in _options(words) if name in (key, f"{key}.class_path")]
         for _, content in _configuration_files(words):
-            part = content.get(key)
-            given.append(part.get("class_path", "") if isinstance(part, dict) else part)
+            part: Any = content.get(key)
+            given.append(part.get("class_path", "") if isinstance(part, dict) else part or "")
         for name in given:
             if isinstance(name, str) and name and not name.startswith("{") and not Path(name).is_file():
                 find(key, {name: vars(module)[name] for name in known if vars(module)[name] is not base}, name)
@@ -189,8 +190,8 @@ def _newest_checkpoint(config: Namespace) -> str | None:
     found = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found and config.ckpt_path == "last":
         raise InputError(
-            f"There is no checkpoints/last.ckpt below '{folder}' to resume from; give its path, or 'auto', which starts "
-            "anew where there is none."
+            f"There is no checkpoints/last.ckpt below '{folder}' to resume from; give its path, or 'auto', which "
+            "starts anew where there is none."
         )
     return str(found[-1]) if found else None
 
@@ -243,8 +244,8 @@ class CondensationCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=list(words),
             parser_kwargs={
-                "description": "Dataset condensation. Besides the subcommands below, `export SET FOLDER` writes images, "
-                "`reproduce TABLE` runs a table of a paper and `report FOLDER` prints it; each has a --help.",
+                "description": "Dataset condensation. Besides the subcommands below, `export SET FOLDER` writes "
+                "images, `reproduce TABLE` runs a table of a paper and `report FOLDER` prints it; each has a --help.",
                 **{name: {"default_env": False} for name in CondensationCLI.subcommands()},
             },
         )
@@ -261,7 +262,7 @@ class CondensationCLI(LightningCLI):
             words = _with_default_classes(words)
         self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
         if self._only_parse:
-            raise _Parsed
+            raise _Parsed(self.config[words[0]].as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys ``evaluation``, ``checkpoint`` and those of speed, and links the seed."""
@@ -356,27 +357,34 @@ class CondensationCLI(LightningCLI):
         resume_from = config.ckpt_path if self.subcommand == "fit" else None
         if resume_from is not None:
             self._resume_in_the_same_folder(config)
-        for callback in self.trainer.callbacks:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
             if isinstance(callback, Checkpoints):
                 callback.resume_from = resume_from
             if isinstance(callback, EvaluationCallback):
                 callback.note_configuration(self.config_dump)
 
 
-class _Parsed(Exception):
+class _Parsed(Exception):  # noqa: N818 (no error)
     """The words were understood; nothing is to be run."""
 
 
-def check_words(words: Sequence[str]) -> None:
+def check_words(words: Sequence[str]) -> dict[str, Any]:
     """Makes sure that the words of a fit, evaluate or select are understood.
 
+    Returns:
+        The configuration that they come to.
+
     Raises:
-        InputError: if not.
+        InputError: if they are not understood.
     """
     try:
         CondensationCLI(words, run=False)
-    except _Parsed:
-        return
+    except _Parsed as parsed:
+        return cast(dict[str, Any], parsed.args[0])
+    except InputError as error:
+        raise InputError(f"{error}{_suggested_option(words)}") from error
+    raise AssertionError("the words were run")
 
 
 def _run_lightning(words: Sequence[str]) -> int:
@@ -420,7 +428,9 @@ def _run(words: list[str]) -> int:
     command = words[0] if words else "--help"
     known = [*CondensationCLI.subcommands(), *_COMMANDS]
     if not command.startswith("-") and command not in known:
-        raise InputError(f"Unknown command '{command}': expected one of {', '.join(known)}.{suggestion(command, known)}")
+        raise InputError(
+            f"Unknown command '{command}': expected one of {', '.join(known)}.{suggestion(command, known)}"
+        )
     if command in _COMMANDS:
         return _COMMANDS[command](words[1:])
     try:
@@ -433,7 +443,7 @@ def _suggested_option(words: Sequence[str]) -> str:
     """The option that is near one of the words which is none, if there is any."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
     known += ["keep_freed_memory", "compile", "tf32", "weights_only"]
-    classes = {
+    classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [part for part in vars(data).values() if inspect.isclass(part)],
         "trainer": [Trainer],

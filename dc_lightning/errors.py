@@ -1,8 +1,10 @@
 """The one exception for what a user can fix, and what other people's errors say in a line."""
 
+import argparse
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -40,3 +42,11 @@ def require_at_least(prefix: str = "", **settings: tuple[float | None, float]) -
     for name, (value, least) in settings.items():
         if value is not None and not value >= least:
             raise InputError(f"{prefix}{name} must be at least {least}, got {value}.")
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """Raises `InputError` for words that it does not understand, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `InputError`."""
+        raise InputError(f"{self.prog}: {message}.")

@@ -408,9 +408,10 @@ def _adapt_first_convolution(network: nn.Module, channels: int) -> None:
     if not found or found[0][1].in_channels == channels:
         return
     name, old = found[0]
-    new = nn.Conv2d(
-        channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None  # type: ignore
-    )
+    kernel: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    new = nn.Conv2d(channels, old.out_channels, **kernel)
+    if old.bias is None:
+        new.bias = None
     network.set_submodule(name, new)
 
 

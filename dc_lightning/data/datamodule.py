@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from dc_lightning.data.real import ONE_SHAPE, Images, ImagesInMemory, ImagesOnDisk, RealImages
 from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.parts import Spec
 from dc_lightning.seeds import derive_generator
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         strategy: of the siamese augmentation (DSA) for this dataset.
     """
 
-    augmentation: tuple[str, ...] = ()
+    augmentation: Sequence[Spec] = ()
     strategy: str = "color_crop_cutout_flip_scale_rotate"
     default_mean: tuple[float, ...] | None = None
     default_std: tuple[float, ...] | None = None
@@ -127,9 +128,10 @@ class CondensationDataModule(LightningDataModule, ABC):
         self._check_labels(train_labels, test_labels)
         first = train[:1] if isinstance(train, Tensor) else to_tensor(train[0][0])[None]
         self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
+        shape = (self.channels, *self.image_size)
         self._set_statistics(train)
         self.real = RealImages(
-            self._prepared(train, train_labels), train_labels, self.class_names, first.shape[1:], self.batch_real
+            self._prepared(train, train_labels), train_labels, self.class_names, shape, self.batch_real
         )
         self._test = self._prepared(test, test_labels)
         self._test_labels = test_labels

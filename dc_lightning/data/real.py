@@ -19,19 +19,29 @@ ONE_SHAPE = (
 class Images(Protocol):
     """Normalised images by row number."""
 
-    def take(self, rows: Tensor) -> Tensor: ...
-    def to(self, device: torch.device) -> "Images": ...
+    def take(self, rows: Tensor) -> Tensor:
+        """Images ``(n, C, H, W)`` of rows ``(n,)``."""
+        ...
+
+    def to(self, device: torch.device) -> "Images":
+        """The same on another device."""
+        ...
+
     def __len__(self) -> int: ...
 
 
 class ImagesInMemory:
+    """Images in a tensor, ``(n, C, H, W)``."""
+
     def __init__(self, images: Tensor) -> None:
         self.images = images
 
     def take(self, rows: Tensor) -> Tensor:
+        """See `Images`."""
         return self.images.index_select(0, rows.to(self.images.device, non_blocking=True))
 
     def to(self, device: torch.device) -> "ImagesInMemory":
+        """See `Images`."""
         return self if self.images.device == device else ImagesInMemory(self.images.to(device))
 
     def __len__(self) -> int:
@@ -45,6 +55,7 @@ class ImagesOnDisk:
         self.dataset, self.device, self.threads = dataset, device, threads
 
     def take(self, rows: Tensor) -> Tensor:
+        """See `Images`."""
         with ThreadPoolExecutor(self.threads) as pool:
             images = list(pool.map(lambda row: self.dataset[row][0], rows.tolist()))
         if len({image.shape for image in images}) > 1:
@@ -52,6 +63,7 @@ class ImagesOnDisk:
         return torch.stack(images).to(self.device)
 
     def to(self, device: torch.device) -> "ImagesOnDisk":
+        """See `Images`."""
         return self if self.device == device else ImagesOnDisk(self.dataset, device, self.threads)
 
     def __len__(self) -> int:

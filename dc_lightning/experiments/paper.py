@@ -1,49 +1,73 @@
-"""The experiments of the paper, and the figures it gives for them.
+"""The experiments of the papers, and the figures they give for them.
 
-Test accuracies in percent, mean and standard deviation: of table 1 (ConvNet; 5 synthetic sets, 20 networks each) and
-of table 2. What the paper's tables T2 to T7 give is not repeated here.
+Test accuracies in percent, mean and standard deviation, of a ConvNet (5 synthetic sets, 20 networks each): DC's of
+table 1 of its paper, DSA's means from the authors' readme and their spread as table 1 of KIP (Nguyen et al., NeurIPS
+2021) quotes them, DM's on CIFAR as table 1 of PAD (2024) quotes them. DC's tables T2 to T7 are not repeated here.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 Accuracy = tuple[float, float]
 """Mean and standard deviation, in percent."""
 
 DATASETS = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
-METHODS = ("random", "herding", "k-center", "forgetting", "DC")
+SELECTIONS = ("random", "herding", "k-center", "forgetting")
 NETWORKS = ("MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18")
 """Test networks of table 2; with InstanceNorm where they normalise."""
 
-_TABLE_1_COLUMNS = [(dataset, ipc) for dataset in DATASETS[:4] for ipc in (1, 10, 50)]
-_TABLE_1_ROWS: dict[str, Sequence[Accuracy]] = {
-    "random": [
-        *((64.9, 3.5), (95.1, 0.9), (97.9, 0.2), (51.4, 3.8), (73.8, 0.7), (82.5, 0.7)),
-        *((14.6, 1.6), (35.1, 4.1), (70.9, 0.9), (14.4, 2.0), (26.0, 1.2), (43.4, 1.0)),
-    ],
-    "herding": [
-        *((89.2, 1.6), (93.7, 0.3), (94.9, 0.2), (67.0, 1.9), (71.1, 0.7), (71.9, 0.8)),
-        *((20.9, 1.3), (50.5, 3.3), (72.6, 0.8), (21.5, 1.2), (31.6, 0.7), (40.4, 0.6)),
-    ],
-    "k-center": [
-        *((89.3, 1.5), (84.4, 1.7), (97.4, 0.3), (66.9, 1.8), (54.7, 1.5), (68.3, 0.8)),
-        *((21.0, 1.5), (14.0, 1.3), (20.1, 1.4), (21.5, 1.3), (14.7, 0.9), (27.0, 1.4)),
-    ],
-    "forgetting": [
-        *((35.5, 5.6), (68.1, 3.3), (88.2, 1.2), (42.0, 5.5), (53.9, 2.0), (55.0, 1.1)),
-        *((12.1, 1.7), (16.8, 1.2), (27.2, 1.5), (13.5, 1.2), (23.3, 1.0), (23.3, 1.1)),
-    ],
-    "DC": [
-        *((91.7, 0.5), (97.4, 0.2), (98.8, 0.2), (70.5, 0.6), (82.3, 0.4), (83.6, 0.4)),
-        *((31.2, 1.4), (76.1, 0.6), (82.3, 0.3), (28.3, 0.5), (44.9, 0.5), (53.9, 0.5)),
-    ],
+_TABLE_1: dict[str, dict[str, Sequence[Accuracy]]] = {
+    "random": {
+        "MNIST": ((64.9, 3.5), (95.1, 0.9), (97.9, 0.2)),
+        "FashionMNIST": ((51.4, 3.8), (73.8, 0.7), (82.5, 0.7)),
+        "SVHN": ((14.6, 1.6), (35.1, 4.1), (70.9, 0.9)),
+        "CIFAR10": ((14.4, 2.0), (26.0, 1.2), (43.4, 1.0)),
+    },
+    "herding": {
+        "MNIST": ((89.2, 1.6), (93.7, 0.3), (94.9, 0.2)),
+        "FashionMNIST": ((67.0, 1.9), (71.1, 0.7), (71.9, 0.8)),
+        "SVHN": ((20.9, 1.3), (50.5, 3.3), (72.6, 0.8)),
+        "CIFAR10": ((21.5, 1.2), (31.6, 0.7), (40.4, 0.6)),
+    },
+    "k-center": {
+        "MNIST": ((89.3, 1.5), (84.4, 1.7), (97.4, 0.3)),
+        "FashionMNIST": ((66.9, 1.8), (54.7, 1.5), (68.3, 0.8)),
+        "SVHN": ((21.0, 1.5), (14.0, 1.3), (20.1, 1.4)),
+        "CIFAR10": ((21.5, 1.3), (14.7, 0.9), (27.0, 1.4)),
+    },
+    "forgetting": {
+        "MNIST": ((35.5, 5.6), (68.1, 3.3), (88.2, 1.2)),
+        "FashionMNIST": ((42.0, 5.5), (53.9, 2.0), (55.0, 1.1)),
+        "SVHN": ((12.1, 1.7), (16.8, 1.2), (27.2, 1.5)),
+        "CIFAR10": ((13.5, 1.2), (23.3, 1.0), (23.3, 1.1)),
+    },
+    "DC": {
+        "MNIST": ((91.7, 0.5), (97.4, 0.2), (98.8, 0.2)),
+        "FashionMNIST": ((70.5, 0.6), (82.3, 0.4), (83.6, 0.4)),
+        "SVHN": ((31.2, 1.4), (76.1, 0.6), (82.3, 0.3)),
+        "CIFAR10": ((28.3, 0.5), (44.9, 0.5), (53.9, 0.5)),
+        "CIFAR100": ((12.8, 0.3), (25.2, 0.3)),
+    },
+    "DSA": {
+        "MNIST": ((88.7, 0.6), (97.8, 0.1), (99.2, 0.1)),
+        "FashionMNIST": ((70.6, 0.6), (84.6, 0.3), (88.7, 0.2)),
+        "SVHN": ((27.5, 1.4), (79.2, 0.5), (84.4, 0.4)),
+        "CIFAR10": ((28.8, 0.7), (52.1, 0.5), (60.6, 0.5)),
+        "CIFAR100": ((13.9, 0.3), (32.3, 0.3)),
+    },
+    "DM": {
+        "CIFAR10": ((26.0, 0.8), (48.9, 0.6), (63.0, 0.4)),
+        "CIFAR100": ((11.4, 0.3), (29.7, 0.3), (43.6, 0.4)),
+    },
 }
 
 TABLE_1: dict[tuple[str, int, str], Accuracy] = {
     (dataset, ipc, method): accuracy
-    for method, row in _TABLE_1_ROWS.items()
-    for (dataset, ipc), accuracy in zip(_TABLE_1_COLUMNS, row, strict=True)
-} | {("CIFAR100", 1, "DC"): (12.8, 0.3), ("CIFAR100", 10, "DC"): (25.2, 0.3)}
+    for method, rows in _TABLE_1.items()
+    for dataset, row in rows.items()
+    for ipc, accuracy in zip((1, 10, 50), row, strict=False)
+}
 """By dataset, images per class, and method."""
 
 WHOLE_SET: dict[str, Accuracy] = {
@@ -70,53 +94,40 @@ TABLE_2: dict[tuple[str, str], Accuracy] = {
 }
 """MNIST, one image per class; by the network that condensed and the one that was trained and tested."""
 
-PROTOCOL: dict[str, object] = {
-    "iterations": 1000,
-    "real images": 256,
-    "init": "noise",
-    "image lr cooldown": 0.0,
-    "momentum": 0.5,
-    "network lr": 0.01,
-    "inner batch": 256,
-    "BatchNorm images": 16,
-    "by": "CondensationModule",
-    "precision": "32-true",
-}
-"""What a condensation of the paper has in common, whatever its network and images per class."""
-
 
 @dataclass(frozen=True)
 class Cell:
     """One synthetic set of a table, for every seed.
 
     Args:
-        dataset: name of a class of `dc_lightning.data`.
+        dataset: name of a class of `dc_lightning.data`, or an import path.
         ipc: images per class.
-        method: DC, or a selection (see `dc_lightning.selection`).
+        method: dc, dsa, dm, a YAML file of a method, or a selection.
         network: that condenses, and that selections and S are tested on.
-        distance: of gradients, for DC.
-        pool: test networks, see `dc_lightning.evaluation.pool`.
+        distance: of gradients, where the method compares them.
+        pool: test networks, see `dc_lightning.evaluation.pools.pool`.
         row: of the table.
     """
 
     dataset: str
     ipc: int
-    method: str = "DC"
+    method: str = "dc"
     network: str = "ConvNet"
     distance: str = "ours"
     pool: str = "S"
-    row: str = "DC"
+    row: str = "dc"
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether real images are selected, not condensed."""
+        return self.method in SELECTIONS
 
     @property
     def name(self) -> str:
         """Of its folder; tables that share a cell share the folder."""
-        how = f"{self.network}_{self.distance}" if self.method == "DC" else f"{self.method}_{self.network}"
-        return f"{self.dataset}_ipc{self.ipc}_{how}" + ("" if self.pool == "S" else f"_{self.pool}")
-
-    @property
-    def lr_images(self) -> float:
-        """Learning rate of the images: the paper's smaller one for the MLP."""
-        return 0.01 if self.network == "MLP" else 0.1
+        parts = [self.dataset, f"ipc{self.ipc}", Path(self.method).stem, self.network]
+        parts += [self.distance] if self.distance != "ours" else []
+        return "_".join([*parts, self.pool] if self.pool != "S" else parts)
 
 
 _POOLS = {
@@ -142,34 +153,36 @@ TABLES: dict[str, str] = {
 """What can be reproduced."""
 
 
-def cells(table: str, datasets: Sequence[str] | None = None, ipc: Sequence[int] | None = None) -> list[Cell]:
+def cells(
+    table: str, method: str = "dc", datasets: Sequence[str] | None = None, ipc: Sequence[int] | None = None
+) -> list[Cell]:
     """The cells of a table.
 
     Args:
         table: a key of `TABLES`.
+        method: that condenses; see `Cell`.
         datasets: in place of the paper's; MNIST alone in all but table 1 and the figures.
         ipc: images per class, in place of the paper's: 1, 10, 50 in table 1, and 1 in the others.
     """
     if table in ("table1", "figure2", "figure3"):
         default = {"table1": (1, 10, 50), "figure2": (1,), "figure3": (10,)}[table]
-        methods = ("DC", "herding", "k-center", "forgetting") if table == "table1" else ("DC",)
+        rows = (method, "herding", "k-center", "forgetting") if table == "table1" else (method,)
         return [
-            Cell(dataset, count, method, row=method)
+            Cell(dataset, count, row, row=row)
             for dataset in datasets or (DATASETS if table == "table1" else DATASETS[:4])
             for count in ipc or default
-            for method in methods
-            if ipc or dataset not in DATASETS or (dataset, count, method) in TABLE_1
+            for row in rows
+            if ipc or dataset not in DATASETS or row not in SELECTIONS or (dataset, count, row) in TABLE_1
         ]
     pairs = [(dataset, count) for dataset in datasets or ("MNIST",) for count in ipc or (1,)]
     if table == "table2":
-        return [Cell(*pair, network=network, pool="M", row=network) for pair in pairs for network in _TABLE_2_ROWS]
+        return [Cell(*pair, method, network, pool="M", row=network) for pair in pairs for network in _TABLE_2_ROWS]
     if table == "T7":
-        distances = ("ours", "mse", "cos")
         return [
-            Cell(*pair, network=network, distance=distance, row=network)
+            Cell(*pair, method, network, distance, row=network)
             for pair in pairs
             for network in _TABLE_2_ROWS
-            for distance in distances
+            for distance in ("ours", "mse", "cos")
         ]
     name, networks = _POOLS[table]
-    return [Cell(*pair, network=network, pool=name, row=network) for pair in pairs for network in networks]
+    return [Cell(*pair, method, network, pool=name, row=network) for pair in pairs for network in networks]

@@ -1,7 +1,8 @@
-"""``dc-lightning report FOLDER...``: tables in the paper's form out of results.json files, beside its figures."""
+"""``dc-lightning report FOLDER...``: tables in the papers' form out of results.json files, beside their figures."""
 
 import csv
 import io
+import json
 import re
 import sys
 from collections import Counter
@@ -15,18 +16,19 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from dc_lightning.condensation import default_loops
-from dc_lightning.data import MNIST
-from dc_lightning.distance import NAMES
 from dc_lightning.errors import InputError, OneSentenceParser
-from dc_lightning.evaluation import POOLS, Recipe
-from dc_lightning.paper import DATASETS, METHODS, PROTOCOL, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
-from dc_lightning.parts import Spec, part_name
-from dc_lightning.results import read_results
-from dc_lightning.selection import Selection
-from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
+from dc_lightning.evaluation.pools import POOLS
+from dc_lightning.evaluation.selection import Selection
+from dc_lightning.experiments.paper import DATASETS, SELECTIONS, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
+from dc_lightning.experiments.presets import is_ours, made_with, preset_of, scoring_departures, shipped_presets
+from dc_lightning.files import write_whole
+from dc_lightning.matching.distances import DISTANCES
+from dc_lightning.parts import part_name
+from dc_lightning.run.results import read_results
+from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
-SELECTIONS = get_args(Selection)
+_BOUNDS = ("random", "whole set")
+_OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Key:
     Args:
         dataset: its name.
         ipc: images per class; 0 for the whole set.
-        method: DC, random, herding, k-center, forgetting, whole set.
+        method: by its name in results: DC, herding, whole set.
         network: that condensed, or gave the features; empty for random and whole set.
-        distance: for DC.
+        distance: of gradients, where the method compares them.
         tested_on: test network.
-        made: departures from the paper's protocol in how the set was made, in words.
-        scored: likewise in how test networks are trained on it.
+        recipe: by which it was trained.
+        label: how the set was made: the method, its preset, or ``custom`` and what differs from the method's protocol.
+        made: all settings of the method, as text.
+        scored: departures from the recipe, in words.
     """
 
     dataset: str
@@ -50,13 +54,15 @@ class Key:
     network: str
     distance: str
     tested_on: str
-    made: tuple[str, ...]
+    recipe: str
+    label: str
+    made: str
     scored: tuple[str, ...]
 
     @property
-    def departures(self) -> tuple[str, ...]:
-        """All of them."""
-        return self.made + self.scored
+    def row(self) -> str:
+        """The label with the departures from the recipe."""
+        return ", ".join([self.label, *self.scored])
 
 
 @dataclass
@@ -65,11 +71,17 @@ class Row:
 
     Args:
         key: see `Key`.
+        departures: of a custom set, from the method's own protocol, in words.
+        is_ours: whether the figures of the papers are those of its method.
         accuracies: in [0, 1], by the seed of the set and that of the test network: what is found twice counts once.
+        hours: of each run, from start to results.
     """
 
     key: Key
+    departures: tuple[str, ...]
+    is_ours: bool
     accuracies: dict[tuple[int, int], float] = field(default_factory=dict)
+    hours: list[float] = field(default_factory=list)
 
     @property
     def accuracy(self) -> Accuracy:
@@ -88,7 +100,7 @@ class Row:
         key = self.key
         if key.method == "whole set":
             return WHOLE_SET.get(key.dataset) if key.tested_on == "ConvNet" else None
-        if key.method == "DC" and key.distance != "ours":
+        if not self.is_ours or key.distance not in ("", "ours"):
             return None
         if key.method == "DC" and (key.dataset, key.ipc) == ("MNIST", 1) and (key.network, key.tested_on) in TABLE_2:
             return TABLE_2[key.network, key.tested_on]
@@ -96,23 +108,12 @@ class Row:
         return TABLE_1.get((key.dataset, key.ipc, key.method)) if is_convnet else None
 
     @property
-    def made(self) -> str:
-        """How the set was made, in words, as the label of a line."""
-        key = self.key
-        name = key.network if key.method == "DC" else _method(key)
-        distance = [f"distance {key.distance}"] if key.distance not in ("", "ours") else []
-        return ", ".join([name, *distance, *key.departures])
-
-    @property
-    def label(self) -> str:
+    def title(self) -> str:
         """The whole of it, in words."""
         key = self.key
-        condensed = ["DC"] if key.method == "DC" else []
-        return ", ".join([key.dataset, *([f"{key.ipc} per class"] if key.ipc else []), *condensed, self.made])
-
-
-def _method(key: Key) -> str:
-    return f"{key.method} by {key.network}" if key.method in SELECTIONS and key.network != "ConvNet" else key.method
+        parts = [key.dataset, f"{key.ipc} per class" if key.ipc else "", key.label]
+        parts += [key.network if key.method not in SELECTIONS else "", key.distance if key.distance != "ours" else ""]
+        return ", ".join([*(part for part in parts if part), *self.departures, *key.scored])
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -120,115 +121,73 @@ def percent(accuracy: Accuracy) -> str:
     return f"{accuracy[0]:.1f} ± {accuracy[1]:.1f}"
 
 
-def _get(tree: Mapping[str, Any], *path: str) -> Any:
-    found: Any = tree
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+def _complete(source: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """A source with what 0.1.0 wrote into the configuration of the run alone, under today's names."""
+    found = {**source, "method": _OLD_NAMES.get(str(source.get("method")), source.get("method"))}
+    configuration = content.get("configuration") or {}
+    if content.get("kind") != "condensation" or "class" in source:
+        return found
+    settings = (configuration.get("model") or {}).get("init_args") or {}
+    data = (configuration.get("data") or {}).get("init_args") or {}
+    return {"batch_real": data.get("batch_real"), **settings, **found}
 
 
-def _condensation_departures(source: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
-    """What is not the paper's in how a set was condensed; what the file does not say is not judged.
-
-    Args:
-        source: of the set.
-        configuration: of the run that condensed it; empty for one that scored a saved set.
-    """
-    model = _get(configuration, "model", "init_args") or configuration.get("model") or {}
-    steps, epochs = default_loops(int(source["ipc"]))
-    found = {
-        "iterations": source.get("iteration", _get(configuration, "trainer", "max_epochs")),
-        "real images": source.get("batch_real", _get(configuration, "data", "init_args", "batch_real")),
-        "init": source.get("init"),
-        "outer steps": source.get("outer_steps", model.get("outer_steps")),
-        "inner epochs": source.get("inner_epochs", model.get("inner_epochs")),
-        "image lr": source.get("lr_images", model.get("lr_images")),
-        "image lr cooldown": source.get("lr_images_cooldown", model.get("lr_images_cooldown")),
-        "momentum": source.get("momentum_images", model.get("momentum_images")),
-        "network lr": source.get("lr_network", model.get("lr_network")),
-        "inner batch": source.get("batch_synthetic", model.get("batch_synthetic")),
-        "BatchNorm images": source.get("batch_norm_images", model.get("batch_norm_images")),
-        "mean": _get(configuration, "data", "init_args", "mean"),
-        "std": _get(configuration, "data", "init_args", "std"),
-        "by": source.get("class"),
-        "precision": source.get("precision"),
-    }
-    planned = source.get("max_epochs")
-    if found["image lr cooldown"] and planned not in (None, found["iterations"]):  # it was not run to its end
-        found["image lr cooldown"] = f"{found['image lr cooldown']} of {planned} iterations"
-    if (found["outer steps"] or steps) == 1:
-        found["inner epochs"] = None  # there is no step to train for
-    lr_images = 0.01 if part_name(source["network"]) == "MLP" else 0.1
-    expected = {
-        **PROTOCOL,
-        "mean": None,
-        "std": None,
-        "outer steps": steps,
-        "inner epochs": epochs,
-        "image lr": lr_images,
-    }
-    return [
-        f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
-        for name, value in found.items()
-        if value is not None and value != expected[name]
-    ]
+def _label(source: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """How a set was made, and the departures from its method's protocol where it was by nobody's preset."""
+    method = str(source.get("method", "synthetic"))
+    stored = [str(source["stored_as"])] if "stored_as" in source else []
+    plain = {key: value for key, value in source.items() if key != "stored_as"}
+    if method in get_args(Selection):
+        features = part_name(source.get("features") or "")
+        return ", ".join([method, *([f"features of {features}"] if features != "ConvNet" else []), *stored]), ()
+    if "network" not in source or method in _BOUNDS:
+        return ", ".join([method, *stored]), ()
+    preset = preset_of(plain)
+    if preset is not None:
+        return ", ".join([preset.label, *stored]), ()
+    own = next((p for p in shipped_presets() if p.method == method and not p.name), shipped_presets()[0])
+    return ", ".join([f"{method}, custom" if is_ours(plain) else method, *stored]), tuple(own.departures(plain))
 
 
-def _scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], is_whole_set: bool) -> list[str]:
-    recipe, default = _get(content, "configuration", "evaluation", "recipe") or {}, Recipe()
-    found = [
-        f"evaluation {name} {recipe[name]}"
-        for name in ("lr", "momentum", "weight_decay", "batch_size")
-        if name in recipe and recipe[name] != getattr(default, name)
-    ]
-    augmentation, epochs = list(score["augmentation"]), int(score["epochs"])
-    if is_whole_set:
-        found.insert(0, f"{epochs + 1} epochs")
-    elif epochs != (default.epochs_augmented if augmentation else default.epochs):
-        found.append(f"{epochs + 1} test epochs")
-    usual: Sequence[Spec] = MNIST.augmentation if content["dataset"] == "MNIST" else []
-    usual = default.augmentation_by_network.get(score["network"], usual)
-    if augmentation != [part_name(name) for name in usual]:
-        found.append(f"augmentation {'+'.join(augmentation) or 'none'}")
-    return found
-
-
-def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Key, dict[tuple[int, int], float]]]:
-    content = {"dataset": _get(content, "source", "dataset"), "ipc": _get(content, "source", "ipc"), **content}
+def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, int], float]]]:
+    first = content.get("source") or {}
+    content = {"dataset": first.get("dataset"), "ipc": first.get("ipc"), **content}
     dataset, ipc, sources = str(content["dataset"]), int(content["ipc"]), content.get("sources") or [content["source"]]
     if content["dataset"] is None:
         raise KeyError("dataset")
-    for column in content["columns"]:
-        name = str(column["name"])
-        method = "DC" if name == "gradient matching" else name
-        is_whole_set, is_baseline = method == "whole set", content["columns"].index(column) > 0
+    evaluation = (content.get("configuration") or {}).get("evaluation") or {}
+    for number, column in enumerate(content["columns"]):
+        name = _OLD_NAMES.get(str(column["name"]), str(column["name"]))
+        is_baseline = number > 0 or name in _BOUNDS
+        here = [{"method": name}] if is_baseline else [_complete(source, content) for source in sources]
+        if name in get_args(Selection):
+            here = [{"features": evaluation.get("features_network"), "seed": content.get("seed"), **s} for s in here]
         for score in column["scores"]:
-            scored = tuple(_scoring_departures(content, score, is_whole_set))
+            epochs = int(score["epochs"]) if name == "whole set" else None
+            scored = [f"{epochs + 1} epochs"] if epochs is not None else []
+            scored += scoring_departures(content, score, epochs)
             pairs = list(zip([int(seed) for seed in score["seeds"]], score["accuracies"], strict=True))
-            drawn_anew = is_whole_set or (method == "random" and is_baseline)
-            blocks = [{}] if is_baseline else sources  # one set after the other
-            each = len(pairs) // len(blocks)
-            for number, source in enumerate(blocks):
-                network = distance = ""
-                made: list[str] = []
-                set_seed = int(source.get("seed", source.get("experiment", content.get("seed", 0))))
-                if method == "DC":
-                    network, distance = part_name(source["network"]), part_name(source.get("distance", "ours"))
-                    condensed_here = content.get("kind") == "condensation"
-                    made = _condensation_departures(source, content["configuration"] if condensed_here else {})
-                elif method in SELECTIONS:
-                    evaluation = _get(content, "configuration", "evaluation") or {}
-                    network = part_name(source.get("features", evaluation.get("features_network", "")))
-                    made = [f"features after {source.get('epochs', evaluation.get('whole_set_epochs'))} epochs"]
-                budget = 0 if is_whole_set else ipc
-                key = Key(dataset, budget, method, network, distance, score["network"], tuple(made), scored)
-                yield (
-                    key,
-                    {
-                        (seed if drawn_anew else set_seed, seed): float(value)
-                        for seed, value in pairs[number * each : (number + 1) * each]
-                    },
+            each = len(pairs) // len(here)  # one set after the other
+            for place, source in enumerate(here):
+                label, departures = _label(source)
+                key = Key(
+                    dataset=dataset,
+                    ipc=0 if name == "whole set" else ipc,
+                    method=name,
+                    network=part_name(source.get("network") or source.get("features") or ""),
+                    distance=part_name(source.get("distance") or ""),
+                    tested_on=score["network"] + "",
+                    recipe=str(score.get("recipe", "DC")),
+                    label=label,
+                    made=json.dumps(made_with(source), sort_keys=True, default=str) if departures else "",
+                    scored=tuple(scored),
                 )
+                seed = int(source.get("seed") or source.get("experiment") or 0)
+                found = {
+                    (network_seed if is_baseline and name in _BOUNDS else seed, network_seed): float(value)
+                    for network_seed, value in pairs[place * each : (place + 1) * each]
+                }
+                yield Row(key, departures, name in SELECTIONS or is_ours(source)), found
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
@@ -250,34 +209,40 @@ def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
             raise InputError(f"There is no folder '{folder}'; give folders with results.json files below.")
         for path in [folder] if folder.is_file() else sorted(folder.rglob("results.json")):
             try:
-                found = list(_rows_of(read_results(path)))
+                content = read_results(path)
+                found = list(_rows_of(content))
             except InputError as broken:
                 problems.append(str(broken))
                 continue
             except OSError as unreadable:
                 problems.append(f"'{path}' cannot be read ({unreadable.strerror}); it is left out.")
                 continue
-            except (KeyError, TypeError, ValueError, AttributeError):
-                problems.append(f"'{path}' lacks what a report needs; it is left out.")
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                problems.append(
+                    f"'{path}' is left out: it lacks what a report needs ({type(error).__name__}: {error})."
+                )
                 continue
             read.append(path.parent)
-            for key, accuracies in found:
-                known = rows.setdefault(key, Row(key)).accuracies
-                if key.method not in ("random", "whole set") and any(
-                    known.get(k, v) != v for k, v in accuracies.items()
+            for row, accuracies in found:
+                known = rows.setdefault(row.key, row)
+                if row.key.method not in _BOUNDS and any(
+                    known.accuracies.get(seeds, value) != value for seeds, value in accuracies.items()
                 ):
                     problems.append(
                         f"'{path}' repeats seeds of a file before it with other accuracies: the first count."
                     )
-                known |= {seeds: value for seeds, value in accuracies.items() if seeds not in known}
+                new = {seeds: value for seeds, value in accuracies.items() if seeds not in known.accuracies}
+                known.accuracies |= new
+                if new and content.get("kind") == "condensation" and row.key.method not in _BOUNDS:
+                    known.hours.append(float(content.get("seconds", 0.0)) / 3600)
     return sorted(rows.values(), key=_order), read, problems
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    key, methods = row.key, (*METHODS, "whole set")
-    place = methods.index(key.method) if key.method in methods else -1
+    key, methods = row.key, [*SELECTIONS, "DC", "DSA", "DM", "whole set"]
+    place = methods.index(key.method) if key.method in methods else len(methods) - 1.5
     dataset = (DATASETS.index(key.dataset) if key.dataset in DATASETS else len(DATASETS)), key.dataset
-    return *dataset, key.ipc or 10**9, place, key.distance, key.network, key.departures, key.tested_on
+    return *dataset, place, key.row, row.departures, key.ipc or 10**9, key.distance, key.network, key.tested_on
 
 
 @dataclass
@@ -289,12 +254,14 @@ class Matrix:
         corner: what the rows are.
         cells: lines of text by row and column label.
         columns: in this order; None takes the order in which they come.
+        notes: below it.
     """
 
     title: str
     corner: str
     cells: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     columns: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
     def _labels(self) -> tuple[list[str], list[str]]:
         rows, columns = zip(*self.cells, strict=True) if self.cells else ((), ())
@@ -303,7 +270,7 @@ class Matrix:
     def rich(self) -> Table:
         """For the terminal."""
         rows, columns = self._labels()
-        table = Table(title=self.title, show_lines=True)
+        table = Table(title=self.title, caption="\n".join(self.notes) or None, caption_justify="left", show_lines=True)
         table.add_column(self.corner)
         for column in columns:
             words = max((len(line) for row in rows for line in self.cells.get((row, column), [])), default=0)
@@ -320,64 +287,78 @@ class Matrix:
         for row in rows:
             texts = ["<br>".join(self.cells.get((row, column), [])) for column in columns]
             lines.append(f"| {row} | {' | '.join(texts)} |")
-        return "\n".join(lines) + "\n"
+        notes = ["", *("\\" + note if note.startswith("[") else note for note in self.notes)] if self.notes else []
+        return "\n".join([*lines, *notes]) + "\n"
 
 
 def _cell(row: Row) -> list[str]:
-    lines = [f"{percent(row.accuracy)} (n={len(row.accuracies)})"]
-    if row.paper:
-        lines.append(f"paper {percent(row.paper)} ({row.accuracy[0] - row.paper[0]:+.1f})")
-    return lines
+    paper = f" ({percent(row.paper)})" if row.paper else ""
+    return [f"{percent(row.accuracy)}{paper}, n={len(row.accuracies)}"]
+
+
+class _Notes:
+    """Numbers for what distinguishes custom sets, said once below a table."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[str, ...], int] = {}
+
+    def mark(self, row: Row) -> str:
+        """The row's label, with the number of its note."""
+        if not row.departures:
+            return row.key.row
+        return f"{row.key.row} [{self.numbers.setdefault(row.departures, len(self.numbers) + 1)}]"
+
+    def lines(self) -> list[str]:
+        """The notes, in order."""
+        return [f"[{number}] {', '.join(departures)}" for departures, number in self.numbers.items()]
 
 
 def tables(rows: Sequence[Row]) -> list[Matrix]:
-    """The paper's tables, as far as there is anything for them.
+    """The papers' tables, as far as there is anything for them.
 
     Args:
         rows: see `collect`.
     """
-    found = [_table_1(rows)]
+    found = [table_1(rows)]
     for dataset, ipc in dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc):
         here = [row for row in rows if row.key.dataset == dataset and row.key.ipc in (ipc, 0)]
-        here = [row for row in here if row.key.distance in ("", "ours")]
         for title, name in _CROSS_TABLES.items():
-            tested = [part_name(network) for network in POOLS[name]]
-            shown = [row for row in here if row.key.tested_on in tested]
-            shown = [row for row in shown if row.key.method != "DC" or row.key.network in _condensing(name)]
-            times = Counter(row.made for row in shown if row.key.method not in ("random", "whole set"))
-            if any(count > 1 for count in times.values()):  # a set was tested on more than one
-                table = Matrix(
-                    f"{dataset}, {ipc} per class: {title}, in %; rows make the set, columns train on it",
-                    "set",
-                    columns=[name for name in tested if any(row.key.tested_on == name for row in shown)],
-                )
-                made_by = [*tested, *dict.fromkeys(network for network, _ in TABLE_2)]
-                shown.sort(key=lambda row: (row.key.method != "DC", _place(row.key.network, made_by), _order(row)))
-                for row in shown:
-                    table.cells[row.made, row.key.tested_on] = _cell(row)
-                found.append(table)
-        condensed = [row for row in rows if (row.key.dataset, row.key.ipc, row.key.method) == (dataset, ipc, "DC")]
-        compared = {row.key.network for row in condensed if row.key.distance != "ours"}
-        if compared:
-            table = Matrix(f"{dataset}, {ipc} per class: the three distances, in % (table T7)", "distance")
-            own = [row for row in condensed if row.key.tested_on == row.key.network.split("BN")[0]]
-            for row in sorted((row for row in own if row.key.network in compared), key=_by_distance):
-                table.cells[", ".join([row.key.distance, *row.key.departures]), row.key.network] = _cell(row)
-            found.append(table)
+            found.append(_cross_table(f"{dataset}, {ipc} per class: {title}", name, here))
+        found.append(_distances(f"{dataset}, {ipc} per class: the three distances (table T7 of DC)", here))
     return [*(table for table in found if table.cells), _comparison(rows)]
 
 
-def _place(name: str, names: Sequence[str]) -> int:
-    return names.index(name) if name in names else len(names)
+def _cross_table(title: str, name: str, rows: Sequence[Row]) -> Matrix:
+    """Sets that were tested on more than one network of a pool."""
+    tested, notes = [part_name(network) for network in POOLS[name]], _Notes()
+    own = set(tested) | ({network for network, _ in TABLE_2} if name in "MB" else {"ConvNet"})
+    shown = [row for row in rows if row.key.tested_on in tested and row.key.distance in ("", "ours")]
+    shown = [row for row in shown if row.key.method in (*SELECTIONS, "whole set") or row.key.network in own]
+    table = Matrix(f"{title}, in %; rows make the set, columns train on it", "set")
+    table.columns = [name for name in tested if any(row.key.tested_on == name for row in shown)]
+    times = Counter((row.key.row, row.key.network, row.key.made) for row in shown if row.key.method not in _BOUNDS)
+    if any(count > 1 for count in times.values()):
+        for row in sorted(shown, key=lambda row: (row.key.method in (*SELECTIONS, "whole set"), _order(row))):
+            network = [row.key.network] if row.key.network and row.key.method not in SELECTIONS else []
+            table.cells[", ".join([notes.mark(row), *network]), row.key.tested_on] = _cell(row)
+    table.notes = notes.lines()
+    return table
 
 
-def _by_distance(row: Row) -> tuple[int, int, tuple[str, ...]]:
-    networks = list(dict.fromkeys(network for network, _ in TABLE_2))
-    return _place(row.key.network, networks), _place(row.key.distance, NAMES), row.key.departures
+def _distances(title: str, rows: Sequence[Row]) -> Matrix:
+    table, notes = Matrix(f"{title}, in %", "distance"), _Notes()
+    own = [row for row in rows if row.key.distance and row.key.tested_on == row.key.network.split("BN")[0]]
+    compared = {row.key.network for row in own if row.key.distance != "ours"}
+    names = list(DISTANCES)
+    for row in sorted(own, key=lambda row: [*names, row.key.distance].index(row.key.distance)):
+        if row.key.network in compared:
+            table.cells[f"{row.key.distance}, {notes.mark(row)}", row.key.network] = _cell(row)
+    table.notes = notes.lines()
+    return table
 
 
 _CROSS_TABLES = {
-    "networks (table 2)": "M",
+    "networks (table 2 of DC)": "M",
     "networks with BatchNorm": "B",
     "widths (table T2)": "W",
     "depths (table T3)": "D",
@@ -387,39 +368,41 @@ _CROSS_TABLES = {
 }
 
 
-def _condensing(name: str) -> set[str]:
-    """Networks that condense for a table: its pool, those of table 2, and the plain ConvNet."""
-    own = {part_name(network) for network in POOLS[name]}
-    return own | ({network for network, _ in TABLE_2} if name in "MB" else {"ConvNet"})
+def table_1(rows: Sequence[Row]) -> Matrix:
+    """Accuracies of a ConvNet by dataset and way to make the set; columns are images per class, and hours.
 
-
-def _table_1(rows: Sequence[Row]) -> Matrix:
-    rows = [row for row in rows if row.key.tested_on == "ConvNet" and (row.key.method != "DC" or _is_table_1(row.key))]
-    budgets = list(dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc))
-    ordered = sorted(rows, key=lambda row: (*_order(row)[3:7], _order(row)))
-    labels = {row.key: ", ".join([_method(row.key), *row.key.departures]) for row in ordered}
-    title = "Test accuracy of a ConvNet in % (table 1)"
-    table = Matrix(title, "training set", columns=list(dict.fromkeys(labels.values())))
-    for dataset, ipc in budgets:
-        for row in ordered:
-            if row.key.dataset == dataset and row.key.ipc in (ipc, 0):
-                table.cells[f"{dataset}, {ipc} per class", labels[row.key]] = _cell(row)
+    Args:
+        rows: see `collect`.
+    """
+    rows = [row for row in rows if row.key.tested_on == "ConvNet" and row.key.distance in ("", "ours")]
+    rows = [row for row in rows if row.key.network in ("", "ConvNet")]
+    counts, notes = sorted({row.key.ipc for row in rows if row.key.ipc}), _Notes()
+    table = Matrix("Test accuracy of a ConvNet in % (the paper's in brackets)", "set")
+    names = {ipc: f"{ipc} per class" for ipc in counts}
+    table.columns = [*names.values(), "hours"] if counts else None
+    hours: dict[str, list[str]] = {}
+    for row in rows:
+        label = f"{row.key.dataset}: {notes.mark(row)}"
+        if row.key.method == "whole set":
+            table.cells[label, names[counts[-1]] if counts else "whole set"] = _cell(row)
+            continue
+        table.cells[label, names[row.key.ipc]] = _cell(row)
+        if row.hours:
+            hours.setdefault(label, []).append(f"{fmean(row.hours):.1f}")
+    for label, found in hours.items():
+        table.cells[label, "hours"] = [" / ".join(found)]
+    table.notes = notes.lines()
     return table
-
-
-def _is_table_1(key: Key) -> bool:
-    return (key.network, key.distance) == ("ConvNet", "ours")
 
 
 def _baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
     """Random images of the same budget by the same recipe, or the whole set by the same learning rates."""
-    key = row.key
-    is_whole_set = method == "whole set"
+    key, is_whole_set = row.key, method == "whole set"
     same = [
         other
         for other in rows
-        if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on)
-        == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on)
+        if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on, other.key.recipe)
+        == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on, key.recipe)
         and _but_epochs(other.key.scored) == _but_epochs(key.scored)
         and (is_whole_set or other.key.scored == key.scored)
     ]
@@ -433,10 +416,9 @@ def _but_epochs(scored: Sequence[str]) -> list[str]:
 def _comparison(rows: Sequence[Row]) -> Matrix:
     table = Matrix("Gain over random images of the same budget, and share of the whole set's accuracy", "set")
     for row in rows:
-        key = row.key
-        if key.method in ("random", "whole set"):
+        if row.key.method in _BOUNDS:
             continue
-        label = f"{row.label}, tested on {key.tested_on}"
+        label = f"{row.title}, tested on {row.key.tested_on}"
         table.cells[label, "accuracy"] = [percent(row.accuracy)]
         table.cells[label, "sets, n"] = [f"{row.sets}, {len(row.accuracies)}"]
         random, whole = _baseline(rows, row, "random"), _baseline(rows, row, "whole set")
@@ -452,20 +434,26 @@ def to_csv(rows: Sequence[Row]) -> str:
         rows: see `collect`.
     """
     buffer = io.StringIO()
-    names = ["dataset", "ipc", "method", "network", "distance", "tested_on", "departures", "mean", "std", "n", "sets"]
+    names = ["dataset", "ipc", "method", "set", "network", "distance", "tested_on", "recipe", "departures"]
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*names, "paper_mean", "paper_std", "difference", "gain_over_random", "share_of_whole_set"])
+    writer.writerow([*names, "mean", "std", "n", "sets", "paper_mean", "paper_std", "difference", "gain_over_random"])
     for row in rows:
-        key, (mean, std) = row.key, row.accuracy
-        random, whole = _baseline(rows, row, "random"), _baseline(rows, row, "whole set")
-        paper = row.paper
-        beside = [*paper, mean - paper[0]] if paper else ["", "", ""]
-        gain = mean - random.accuracy[0] if random and key.method not in ("random", "whole set") else ""
-        share = 100 * mean / whole.accuracy[0] if whole and key.method != "whole set" else ""
-        first = [key.dataset, key.ipc or "", key.method, key.network, key.distance, key.tested_on]
-        numbers = [mean, std, len(row.accuracies), row.sets, *beside, gain, share]
+        key, (mean, std), random = row.key, row.accuracy, _baseline(rows, row, "random")
+        beside = [*row.paper, mean - row.paper[0]] if row.paper else ["", "", ""]
+        gain = mean - random.accuracy[0] if random and key.method not in _BOUNDS else ""
+        first = [
+            key.dataset,
+            key.ipc or "",
+            key.method,
+            key.label,
+            key.network,
+            key.distance,
+            key.tested_on,
+            key.recipe,
+        ]
+        numbers = [mean, std, len(row.accuracies), row.sets, *beside, gain]
         rounded = [round(value, 3) if isinstance(value, float) else value for value in numbers]
-        writer.writerow([*first, "; ".join(key.departures), *rounded])
+        writer.writerow([*first, "; ".join([*row.departures, *key.scored]), *rounded])
     return buffer.getvalue()
 
 
@@ -477,7 +465,7 @@ def plot(rows: Sequence[Row]) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    labels = [fill(f"{row.label}, tested on {row.key.tested_on}", width=75) for row in reversed(rows)]
+    labels = [fill(f"{row.title}, tested on {row.key.tested_on}", width=75) for row in reversed(rows)]
     lines = sum(1 + label.count("\n") for label in labels)
     figure = Figure(figsize=(9, 1.5 + 0.2 * len(rows) + 0.12 * lines), layout="constrained")
     axes = figure.subplots()
@@ -514,18 +502,18 @@ def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
     panels = figure.subplots(1, len(grids), width_ratios=widths, squeeze=False)[0]
     for panel, grid, synthetic in zip(panels, grids, sets, strict=True):
         panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        panel.set_title(str(synthetic.source.get("dataset", "")), fontsize=9)
+        panel.set_title(f"{synthetic.source.get('dataset', '')}, {synthetic.method}", fontsize=9)
         panel.set_axis_off()
     return _png(figure)
 
 
 def _condensed_sets(folders: Iterable[Path]) -> tuple[dict[int, list[SyntheticSet]], list[str]]:
-    """The first condensed set of every dataset by images per class, ConvNet and layer-wise cosine go first.
+    """Condensed sets by images per class, one a dataset and label, made with the ConvNet.
 
     Returns:
         The sets; and one sentence for each file that was left out.
     """
-    found: dict[tuple[int, str], SyntheticSet] = {}
+    found: dict[tuple[int, str, str], SyntheticSet] = {}
     problems = []
     for path in (folder / "synthetic.pt" for folder in folders):
         if not path.is_file():
@@ -536,20 +524,12 @@ def _condensed_sets(folders: Iterable[Path]) -> tuple[dict[int, list[SyntheticSe
             problems.append(f"'{path}' is left out of the figures: {error}")
             continue
         source = synthetic.source
-        if source.get("method") == "gradient matching" and {"ipc", "dataset"} <= source.keys():
-            key = int(source["ipc"]), str(source["dataset"])
-            best = found.get(key)
-            if best is None or _is_preferred(source) > _is_preferred(best.source):
-                found[key] = synthetic
+        if {"ipc", "dataset", "network"} <= source.keys() and part_name(source["network"]) == "ConvNet":
+            found.setdefault((int(source["ipc"]), str(source["dataset"]), _label(source)[0]), synthetic)
     groups: dict[int, list[SyntheticSet]] = {}
-    for (ipc, _), synthetic in sorted(found.items(), key=lambda item: item[0]):
+    for (ipc, _, _), synthetic in sorted(found.items(), key=lambda item: item[0]):
         groups.setdefault(ipc, []).append(synthetic)
     return groups, problems
-
-
-def _is_preferred(source: Mapping[str, Any]) -> tuple[bool, int]:
-    is_paper = (source.get("network"), source.get("distance")) == ("ConvNet", "ours")
-    return is_paper, int(source.get("iteration", 0))
 
 
 def main(words: Sequence[str]) -> int:
@@ -572,7 +552,9 @@ def main(words: Sequence[str]) -> int:
     folder, what = Path("lightning_logs/report"), "folder for report.md, report.csv, report.png and images_ipcN.png"
     parser.add_argument("--output", type=Path, default=folder, help=what)
     parser.add_argument(
-        "--into", type=Path, help="a Markdown file whose part between <!-- report --> and <!-- end --> is replaced"
+        "--into",
+        type=Path,
+        help="a Markdown file whose part between <!-- report --> (or <!-- table 1 -->) and <!-- end --> is replaced",
     )
     options = parser.parse_args(words)
     rows, read, problems = collect(options.folders)
@@ -595,14 +577,21 @@ def main(words: Sequence[str]) -> int:
     for ipc, sets in condensed.items():
         write_whole(options.output / f"images_ipc{ipc}.png", image_figure(sets))
     if options.into:
-        _put_into(options.into, markdown)
+        _put_into(options.into, {"report": markdown, "table 1": table_1(rows).markdown()})
     console.print(f"written to {options.output}", markup=False, highlight=False)
     return 0
 
 
-def _put_into(path: Path, markdown: str) -> None:
+def _put_into(path: Path, parts: Mapping[str, str]) -> None:
+    """Replaces what lies between ``<!-- NAME -->`` and ``<!-- end -->`` in a file."""
     text = path.read_text() if path.is_file() else ""
-    marked = re.compile(r"(<!-- report -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not marked.search(text):
-        raise InputError(f"'{path}' needs the lines <!-- report --> and <!-- end -->, between which the tables go.")
-    write_whole(path, marked.sub(lambda match: f"{match.group(1)}{markdown}{match.group(2)}", text).encode())
+    names = [name for name in parts if f"<!-- {name} -->" in text]
+    if not names:
+        raise InputError(
+            f"'{path}' needs the lines <!-- report --> (all tables) or <!-- table 1 -->, and <!-- end -->, between "
+            "which the tables go."
+        )
+    for name in names:
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = marked.sub(lambda match: f"{match.group(1)}{parts[name]}{match.group(2)}", text)  # noqa: B023
+    write_whole(path, text.encode())

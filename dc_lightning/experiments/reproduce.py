@@ -8,70 +8,67 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from dc_lightning.allocator import keep_freed_memory
-from dc_lightning.condensation import default_chunk_size, default_loops
-from dc_lightning.distance import layerwise_cosine
-from dc_lightning.errors import InputError, OneSentenceParser
-from dc_lightning.evaluation import pool
-from dc_lightning.matching import match_class
-from dc_lightning.networks import ImageSize
-from dc_lightning.paper import DATASETS, TABLES, Cell, cells
-from dc_lightning.parts import make_network
-from dc_lightning.results import read_results
-from dc_lightning.synthetic import write_whole
+from dc_lightning import data
+from dc_lightning.errors import InputError, OneSentenceParser, suggestion
+from dc_lightning.experiments.paper import DATASETS, TABLES, Cell, cells
+from dc_lightning.experiments.presets import METHODS
+from dc_lightning.files import shipped, write_whole
+from dc_lightning.run.results import read_results
 
-SHAPES: dict[str, tuple[int, int, ImageSize, int, int]] = {
-    "MNIST": (1, 10, (28, 28), 60_000, 10_000),
-    "FashionMNIST": (1, 10, (28, 28), 60_000, 10_000),
-    "SVHN": (3, 10, (32, 32), 73_257, 26_032),
-    "CIFAR10": (3, 10, (32, 32), 50_000, 10_000),
-    "CIFAR100": (3, 100, (32, 32), 50_000, 10_000),
-    "Digits": (1, 10, (8, 8), 1_437, 360),
+_MACHINE = {
+    "checkpoint.every_n",
+    "checkpoint.last_every_seconds",
+    "compile",
+    "data.in_memory",
+    "data.root",
+    "evaluation.cache",
+    "keep_freed_memory",
+    "model.real_chunk_size",
+    "tf32",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_progress_bar",
+    "trainer.logger.save_dir",
+    "trainer.num_nodes",
+    "trainer.strategy",
 }
-"""Channels, classes, image size, training and test images: an estimate of the time needs no data."""
-
-_MACHINE = (
-    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "data.root", "data.in_memory"),
-    *("model.real_chunk_size", "model.batch_classes", "keep_freed_memory", "compile", "tf32", "evaluation.cache"),
-    *("checkpoint.every_n", "checkpoint.last_every_seconds", "trainer.enable_progress_bar", "trainer.logger.save_dir"),
-)
 """Flags that may differ between two runs of one cell."""
 
-
-_OF_THE_CELL = ("model.network", "model.ipc", "model.distance", "evaluation.networks", "data.class_path")
+_OF_THE_CELL = {"model.network", "model.ipc", "model.distance", "evaluation.networks", "data", "data.class_path"}
 
 
 def _parser() -> argparse.ArgumentParser:
     names = "\n".join(f"  {name:<9} {what}" for name, what in TABLES.items())
     parser = OneSentenceParser(
         prog="dc-lightning reproduce",
-        description="Runs the cells of a table of the paper that are not there yet; stop it and start it as you like.",
+        description="Runs the cells of a table that are not there yet; stop it and start it as you like.",
         epilog=f"tables:\n{names}\n\nAny flag of `dc-lightning fit`, such as --data.root or --trainer.max_epochs, goes "
         "to every cell, and into its results.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("table", choices=list(TABLES), metavar="TABLE", help="see below")
+    parser.add_argument(
+        "--method", default="dc", help=f"that condenses: {', '.join(METHODS)}, or a YAML file that names another"
+    )
     parser.add_argument("--datasets", nargs="+", help="these in place of the table's")
     parser.add_argument("--ipc", nargs="+", type=int, help="images per class, in place of the table's")
     parser.add_argument("--rows", nargs="+", help="these rows alone: methods in table 1, condensing networks elsewhere")
     parser.add_argument("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
     parser.add_argument("--output", type=Path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and the time that each would need")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
+    parser.add_argument(
+        "--estimate", action="store_true", help="list the cells and their hours, from three iterations of each"
+    )
     return parser
 
 
@@ -82,7 +79,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--keep_freed_memory|--compile|--tf32", key):
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile|--tf32", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 "--trainer.max_epochs 100."
@@ -92,10 +89,24 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
         name = key[2:].replace(".init_args.", ".")
         if name in _OF_THE_CELL or name.startswith("trainer.logger"):
             raise InputError(f"{key} is decided by the cells; choose them by --datasets, --ipc and --rows.")
+        if name in ("model", "model.class_path"):
+            raise InputError(f"{key} is decided by --method; write a YAML file that names your class, and give that.")
         found.append((key[2:], value if equals else rest.pop(0)))
         if key == "--config" and not Path(found[-1][1]).is_file():
             raise InputError(f"There is no configuration file '{found[-1][1]}'.")
     return found
+
+
+def _method_file(method: str) -> Path:
+    """The YAML of a method."""
+    if method in METHODS:
+        return shipped(f"methods/{method}.yaml")
+    if not Path(method).is_file():
+        raise InputError(
+            f"Unknown method '{method}': expected one of {', '.join(METHODS)}, or a YAML file that names the class of "
+            f"another.{suggestion(method, METHODS)}"
+        )
+    return Path(method)
 
 
 def _select_cells(options: argparse.Namespace) -> list[Cell]:
@@ -104,18 +115,23 @@ def _select_cells(options: argparse.Namespace) -> list[Cell]:
             raise InputError(f"--ipc must be at least 1 (synthetic images per class), got {count}.")
     if options.experiments < 1:
         raise InputError(f"--experiments must be at least 1, got {options.experiments}.")
-    unknown = [name for name in options.datasets or [] if name not in SHAPES and "." not in name]
+    _method_file(options.method)
+    known = [*DATASETS, "Digits"]
+    unknown = [name for name in options.datasets or [] if not hasattr(data, name) and "." not in name]
     if unknown:
-        raise InputError(f"Unknown dataset {', '.join(unknown)}: expected any of {', '.join(DATASETS)}, Digits.")
-    found = cells(options.table, options.datasets, options.ipc)
+        raise InputError(
+            f"Unknown dataset {', '.join(unknown)}: expected any of {', '.join(known)}." + suggestion(unknown[0], known)
+        )
+    found = cells(options.table, options.method, options.datasets, options.ipc)
     rows = list(dict.fromkeys(cell.row for cell in found))
-    unknown = [row for row in options.rows or [] if row not in rows]
+    wanted = [options.method if row.upper() == options.method.upper() else row for row in options.rows or []]
+    unknown = [row for row in wanted if row not in rows]
     if unknown:
         raise InputError(
             f"Unknown row {', '.join(unknown)} of {options.table}: expected any of {', '.join(rows)} (random images "
-            "stand beside DC, the whole set beside all)."
+            f"stand beside the method, the whole set beside all).{suggestion(unknown[0], rows)}"
         )
-    return [cell for cell in found if not options.rows or cell.row in options.rows]
+    return [cell for cell in found if not wanted or cell.row in wanted]
 
 
 def _command(cell: Cell, seed: int, output: Path, overrides: Sequence[tuple[str, str]]) -> list[str]:
@@ -130,19 +146,21 @@ def _command(cell: Cell, seed: int, output: Path, overrides: Sequence[tuple[str,
         "trainer.logger.name": cell.name,
         "trainer.logger.version": f"seed_{seed}",
     }
-    if cell.method == "DC":
-        settings |= {"model.distance": cell.distance, "model.lr_images": str(cell.lr_images)}
-        settings["evaluation.baselines"] = "[random, whole set]"
-        if cell.pool not in ("S", "SS"):
-            settings["evaluation.every_n"] = "0"  # the paper evaluates on the way for these two alone
-    else:
+    if cell.is_selection:
         settings |= {"method": cell.method, "evaluation.features_network": cell.network}
         settings["evaluation.baselines"] = "[whole set]"
+    else:
+        settings["evaluation.baselines"] = "[random, whole set]"
+        if cell.distance != "ours":
+            settings["model.distance"] = cell.distance
+        if cell.pool not in ("S", "SS"):
+            settings["evaluation.every_n"] = "0"  # the paper evaluates on the way for these two alone
     settings["seed_everything"] = str(seed)
-    first = [pair for pair in overrides if pair[0] == "config"]  # so that all else refines it
+    first = [] if cell.is_selection else [("config", str(_method_file(cell.method)))]
+    first += [pair for pair in overrides if pair[0] == "config"]  # so that all else refines it
     rest = [pair for pair in overrides if pair[0] != "config"]
     words = [word for key, value in [*first, *settings.items(), *rest] for word in (f"--{key}", value)]
-    return ["fit" if cell.method == "DC" else "select", *words]
+    return ["select" if cell.is_selection else "fit", *words]
 
 
 def _comparable(command: Sequence[str]) -> dict[str, str]:
@@ -166,9 +184,9 @@ def _run_one(folder: Path, command: Sequence[str], run: Callable[[Sequence[str],
         return None
     write_whole(folder / "command.json", json.dumps(_comparable(command)).encode())
     last = folder / "checkpoints" / "last.ckpt"
-    go_on = ["--ckpt_path", str(last)] if command[0] == "fit" and last.is_file() else []
+    resume = ["--ckpt_path", str(last)] if command[0] == "fit" and last.is_file() else []
     try:
-        code = run([*command, *go_on], folder / "errors.txt")
+        code = run([*command, *resume], folder / "errors.txt")
     except InputError as held:
         return str(held)
     lines = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()
@@ -210,7 +228,7 @@ class _Stopped(BaseException):
 
 
 def _subprocess(command: Sequence[str], errors: Path) -> int:
-    """Runs ``dc-lightning`` in a session of its own; a signal goes on to it once, and is waited for, so that it saves.
+    """Runs ``dc-lightning`` in a session of its own; a signal is passed on once, and waited for, so that it saves.
 
     The lock of the cell is handed on: should this process be killed, nothing else starts the cell while that runs.
     """
@@ -268,10 +286,14 @@ def main(words: Sequence[str]) -> int:
     Raises:
         InputError: for an unknown table, dataset, row or flag; names the valid ones.
     """
+    from dc_lightning.cli import check_words
+
     options, rest = _parser().parse_known_args(words)
     overrides, chosen, console = _overrides(rest), _select_cells(options), Console(soft_wrap=True)
-    if options.dry_run:
-        _print_estimates(chosen, options, overrides)
+    for cell in {cell.is_selection: cell for cell in chosen}.values():
+        check_words(_command(cell, 0, options.output, overrides))
+    if options.dry_run or options.estimate:
+        _print_cells(chosen, options, overrides)
         return 0
     jobs = [(cell, seed) for cell in chosen for seed in range(options.experiments)]
     failed: list[str] = []
@@ -301,163 +323,63 @@ def main(words: Sequence[str]) -> int:
 def _say_stopped(signum: int, failed: Sequence[str]) -> int:
     if failed:
         print(f"{len(failed)} failed so far:\n  " + "\n  ".join(failed), file=sys.stderr)
-    print(f"Stopped by {signal.Signals(signum).name}; the same command goes on where it was.", file=sys.stderr)
+    print(f"Stopped by {signal.Signals(signum).name}; the same command continues where it was.", file=sys.stderr)
     return 128 + signum
 
 
-def _print_estimates(chosen: Sequence[Cell], options: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> None:
+def _print_cells(chosen: Sequence[Cell], options: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> None:
     table = Table(title=f"{options.table}: {TABLES[options.table]}")
-    for name in ("cell", "there", "hours each", "hours left"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
-    total, settings = 0.0, _settings(overrides)
-    if settings.get("keep_freed_memory", "true").lower() != "false":
-        keep_freed_memory()
-    on_gpu = torch.cuda.is_available() and settings.get("trainer.accelerator") != "cpu"
-    clock = Clock(torch.device("cuda" if on_gpu else "cpu"))
-    trained: set[object] = set()  # the networks of the whole set are kept: the first that needs one pays
+    table.add_column("cell")
+    table.add_column("there", justify="right")
+    if options.estimate:
+        table.add_column("hours each", justify="right")
+        table.add_column("hours left", justify="right")
+        table.caption = (
+            "from two timed iterations and one network on this machine; networks on the whole set not counted"
+        )
+    total = 0.0
     for cell in chosen:
         done = 0
         for seed in range(options.experiments):
             folder = options.output / cell.name / f"seed_{seed}"
             command = _command(cell, seed, options.output, overrides)
             done += is_finished(folder) and not _made_otherwise(folder, command)
-        if cell.dataset not in SHAPES:
-            table.add_row(cell.name, f"{done}/{options.experiments}", "", "")
-            continue
-        hours = clock.seconds(cell, settings) / 3600
-        left = hours * (options.experiments - done)
-        for network in [cell.network] * (cell.method != "DC") + pool(cell.pool, cell.network):
-            if (cell.dataset, network) not in trained and isinstance(network, str):
-                trained.add((cell.dataset, network))
-                once = clock.whole_set_seconds(network, cell.dataset, settings) / 3600
-                hours, left = hours + once, left + once * (done < options.experiments)
-        total += left
-        table.add_row(cell.name, f"{done}/{options.experiments}", f"{hours:.2f}", f"{left:.2f}")
-    table.add_section()
-    table.add_row("all", "", "", f"{total:.2f}")
-    table.caption = "from a few steps measured on this machine, one process; others at work make it longer"
+        row = [cell.name, f"{done}/{options.experiments}"]
+        if options.estimate:
+            hours = _estimated_hours(_command(cell, 0, options.output, overrides))
+            total += hours * (options.experiments - done)
+            row += [f"{hours:.2f}", f"{hours * (options.experiments - done):.2f}"]
+        table.add_row(*row)
+    if options.estimate:
+        table.add_section()
+        table.add_row("all", "", "", f"{total:.2f}")
     Console().print(table)
 
 
-def _settings(overrides: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Flags and the content of configuration files, by dotted names without ``init_args``."""
-    found: dict[str, str] = {}
+def _estimated_hours(command: Sequence[str]) -> float:
+    """Time of a cell on this machine, from its own command with three iterations, one network and no baselines.
 
-    def note(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                note(f"{name}.{key}" if name else str(key), inner)
-        elif value is not None:
-            found[name.replace(".init_args.", ".")] = str(value)
-
-    for key, value in overrides:
-        if key == "config":
-            try:
-                note("", yaml.safe_load(Path(value).read_text()))
-            except yaml.YAMLError as error:
-                raise InputError(f"'{value}' is no YAML file: {' '.join(str(error).split())}") from error
-    for key, value in overrides:
-        if key != "config":
-            note(key, value)
-    return found
-
-
-def _number(overrides: dict[str, str], key: str, default: int) -> int:
-    try:
-        return int(overrides.get(key, default))
-    except ValueError as error:
-        raise InputError(f"--{key} must be an integer, got {overrides[key]}.") from error
-
-
-class Clock:
-    """Measures a few steps of every part of a cell, each once.
-
-    Args:
-        device: that the runs will use.
+    Raises:
+        InputError: if that fails; says what it said.
     """
+    from dc_lightning.cli import check_words
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._known: dict[object, float] = {}
-
-    def _time(self, key: object, step: Callable[[], object], repeats: int = 2) -> float:
-        if key not in self._known:
-            step()
-            begun = self._now()
-            for _ in range(repeats):
-                step()
-            self._known[key] = (self._now() - begun) / repeats
-        return self._known[key]
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def _network(self, name: str, dataset: str) -> tuple[nn.Module, Callable[[int], Tensor]]:
-        channels, classes, size, _, _ = SHAPES[dataset]
-        network = make_network(name, channels, classes, size, seed=0).to(self.device)
-        return network, lambda count: torch.randn(count, channels, *size, device=self.device)
-
-    def seconds(self, cell: Cell, overrides: dict[str, str]) -> float:
-        """Estimated time of one experiment of a cell, evaluation included.
-
-        Args:
-            cell: of `SHAPES`' datasets.
-            overrides: flags of the fit.
-        """
-        _, classes, _, _, test_count = SHAPES[cell.dataset]
-        images = classes * cell.ipc
-        networks = _number(overrides, "evaluation.num_networks", 20)
-        augmented = cell.dataset == "MNIST"
-        default = 1000 if augmented else 300
-        epochs = _number(overrides, f"evaluation.recipe.epochs{'_augmented' if augmented else ''}", default) + 1
-        scored = sum(
-            epochs * self._training(name, cell.dataset, images) + self._test(name, cell.dataset) * test_count / 256
-            for name in pool(cell.pool, cell.network)
-            if isinstance(name, str)
-        )
-        if cell.method != "DC":
-            return networks * scored
-        iterations = _number(overrides, "trainer.max_epochs", 1000)
-        every = _number(overrides, "evaluation.every_n", 500 if cell.pool in ("S", "SS") else 0)
-        evaluations = 2 + (-(-iterations // every) if every else 0)  # of random images too
-        steps, inner = default_loops(cell.ipc)
-        steps = _number(overrides, "model.outer_steps", steps)
-        inner = _number(overrides, "model.inner_epochs", inner)
-        real = _number(overrides, "data.batch_real", 256)
-        matching = classes * self._matching(cell.network, cell.dataset, real, cell.ipc)
-        training = inner * self._training(cell.network, cell.dataset, images)
-        return iterations * (steps * matching + (steps - 1) * training) + evaluations * networks * scored
-
-    def whole_set_seconds(self, network: str, dataset: str, overrides: dict[str, str]) -> float:
-        """Estimated time of one network on the whole set: the upper bound, and what selections start from."""
-        epochs = _number(overrides, "evaluation.whole_set_epochs", 20)
-        return epochs * self._training(network, dataset, SHAPES[dataset][3])
-
-    def _matching(self, name: str, dataset: str, real: int, ipc: int) -> float:
-        network, noise = self._network(name, dataset)
-        network.eval()
-        first, second = noise(real), noise(ipc)
-        return self._time(
-            ("match", name, dataset, real, ipc),
-            lambda: match_class(
-                network, first, second, 0, layerwise_cosine, real_chunk_size=default_chunk_size(self.device)
-            ),
-        )
-
-    def _training(self, name: str, dataset: str, count: int) -> float:
-        """One epoch over so many images."""
-        network, noise = self._network(name, dataset)
-        batch = noise(min(count, 256))
-        labels = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
-        step = self._time(
-            ("train", name, dataset, len(batch)), lambda: cross_entropy(network(batch), labels).backward()
-        )
-        return step * count / len(batch)
-
-    def _test(self, name: str, dataset: str) -> float:
-        network, noise = self._network(name, dataset)
-        batch = noise(256)
-        with torch.no_grad():
-            return self._time(("test", name, dataset), lambda: network(batch))
+    short = {"trainer.max_epochs": "3", "evaluation.num_networks": "1", "evaluation.every_n": "0"}
+    if command[0] == "select":
+        command = ["select", *command[1:], "--method", "random"]
+    with tempfile.TemporaryDirectory() as folder:
+        short |= {"evaluation.baselines": "[]", "trainer.logger.save_dir": folder}
+        words = [word for key, value in short.items() for word in (f"--{key}", value)]
+        call = [sys.executable, "-m", "dc_lightning", *command, *words]
+        ended = subprocess.run(call, capture_output=True, text=True)
+        found = list(Path(folder).rglob("results.json"))
+        if ended.returncode or not found:
+            raise InputError(f"The cell cannot be timed: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}")
+        trial = read_results(found[0])
+    configuration = check_words(command)
+    networks = configuration["evaluation"]["num_networks"] * (trial["seconds"] - trial["seconds_condensing"])
+    if command[0] == "select":
+        return float(networks) / 3600
+    iterations, every = configuration["trainer"]["max_epochs"], configuration["evaluation"]["every_n"]
+    evaluations = 2 + (-(-iterations // every) if every else 0)  # of random images too
+    return float(iterations * trial["seconds_per_iteration"] + evaluations * networks) / 3600

@@ -186,7 +186,7 @@ class Checkpoints(ModelCheckpoint):
         self._save(trainer)
         self._in_steps = False
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule | None, exception: BaseException) -> None:
         """Notes on the exception how to resume, and ends the other processes."""
         self._give_signals_back()
         last = next((path for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()), None)

@@ -66,8 +66,8 @@ def _load(paths: list[str], experiment: int | None, data: CondensationDataModule
     if experiment is not None:
         if not 0 <= experiment < len(sets):
             raise InputError(
-                f"experiment must be in 0..{len(sets) - 1}, as '{', '.join(paths)}' has {len(sets)} synthetic sets; got "
-                f"{experiment}."
+                f"experiment must be in 0..{len(sets) - 1}, as '{', '.join(paths)}' has {len(sets)} synthetic sets; "
+                f"got {experiment}."
             )
         sets = [sets[experiment]]
     counts, methods = {found.ipc for found in sets}, {found.method for found in sets}
@@ -83,9 +83,7 @@ def _load(paths: list[str], experiment: int | None, data: CondensationDataModule
     return sets
 
 
-def _in_processes(
-    trainer: Trainer, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]
-) -> None:
+def _in_processes(trainer: Trainer, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]) -> None:
     """Runs work in every process of a Trainer's strategy, with the data at hand and signals taken over."""
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
     callback = next(part for part in callbacks if isinstance(part, EvaluationCallback))

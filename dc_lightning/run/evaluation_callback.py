@@ -293,9 +293,7 @@ class EvaluationCallback(Callback):
     ) -> list[Score]:
         count, evaluator = count or self.num_networks, self.evaluator(trainer, data)
         with self._evaluating(trainer):
-            return [
-                score for recipe in self.recipes for score in evaluator.score(sets, networks, count, recipe, title)
-            ]
+            return [score for recipe in self.recipes for score in evaluator.score(sets, networks, count, recipe, title)]
 
     def _evaluate(self, trainer: Trainer, module: Condenser, iteration: int) -> tuple[SyntheticSet, list[Score]]:
         synthetic = module.synthetic_set(iteration)
@@ -315,7 +313,9 @@ class EvaluationCallback(Callback):
             return
         iteration = entry["iteration"]
         for score in entry["scores"]:
-            name = score["network"] if score["recipe"] == self.recipes[0].name else f"{score['network']}/{score['recipe']}"
+            name = (
+                score["network"] if score["recipe"] == self.recipes[0].name else f"{score['network']}/{score['recipe']}"
+            )
             metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
             trainer.logger.log_metrics(metrics, step=iteration)
         grid = self.folder / "images" / f"iteration_{iteration:06d}.png"
@@ -350,7 +350,8 @@ class EvaluationCallback(Callback):
 
     def _settings(self) -> dict[str, Any]:
         """What was configured, for TensorBoard's HPARAMS."""
-        chosen = {key: self.configuration[key] for key in ("model", "data", "evaluation") if key in self.configuration}
+        keys = ["model", "data", "evaluation"]
+        chosen = {key: self.configuration[key] for key in keys if key in self.configuration}
         return {**chosen, "trainer": {"max_epochs": self.configuration.get("trainer", {}).get("max_epochs", 0)}}
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:

@@ -44,8 +44,7 @@ def initial_images(init: Init, ipc: int, real: "RealImages", seed: int) -> Tenso
         draws = [real.draw(label, derive_generator(seed, "init", label), ipc) for label in range(real.num_classes)]
         return torch.cat(draws).cpu()
     centres = [
-        cluster_centres(real.take(rows), ipc, derive_seed(seed, "init", label))
-        for label, rows in enumerate(real.rows)
+        cluster_centres(real.take(rows), ipc, derive_seed(seed, "init", label)) for label, rows in enumerate(real.rows)
     ]
     found = [len(images) for images in centres]
     _require(ipc, found, real, f"init='k-means' needs at least ipc={ipc} distinct training images")

@@ -125,13 +125,13 @@ def _from_authors(pair: Any, path: Path, index: int, mean: Any, std: Any, class_
 def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> SyntheticSet:
     source: dict[str, Any] = {"method": "folder of images", "folder": path.name}
     factor = 1
-    if (path / _METADATA).is_file():
+    if (path / METADATA).is_file():
         try:
-            metadata = json.loads((path / _METADATA).read_text())
+            metadata = json.loads((path / METADATA).read_text())
             mean, std, class_names, source = (metadata[key] for key in ("mean", "std", "class_names", "source"))
             source, factor = _current(source), metadata.get("factor", 1)
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path / _METADATA}' is damaged ({error}).") from error
+            raise InputError(f"'{path / METADATA}' is damaged ({error}).") from error
     if mean is None or std is None:
         raise InputError(f"'{path}' does not say how its images are normalised; give mean and std.")
     try:

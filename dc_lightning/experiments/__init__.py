@@ -1,0 +1,1 @@
+"""The papers' experiments: their cells and figures, how they are run, and how results are reported."""

@@ -1,0 +1,166 @@
+"""Presets: YAML files in configs that name a way to make a synthetic set, so that a run is called by its name."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from dc_lightning import data, methods
+from dc_lightning.evaluation import Recipe, load_recipe
+from dc_lightning.files import shipped
+from dc_lightning.parts import part_name
+
+METHODS = ("dc", "dsa", "dm")
+"""Ours, each a YAML in configs/methods with the protocol of its paper."""
+
+_NOT_COMPARED = {
+    "batch_classes",
+    "class",
+    "dataset",
+    "distance",
+    "epochs",
+    "experiment",
+    "features",
+    "file",
+    "folder",
+    "ipc",
+    "iteration",
+    "max_epochs",
+    "method",
+    "network",
+    "real_chunk_size",
+    "seed",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to make a synthetic set.
+
+    Args:
+        name: of its file without the images per class; for a method's own protocol empty.
+        method: as results call it: DC, DSA, DM.
+        content: of the file.
+    """
+
+    name: str
+    method: str
+    content: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """In tables: ``DC``, or ``DC, preset fashion_mnist_dc``."""
+        return f"{self.method}, preset {self.name}" if self.name else self.method
+
+    def settings(self, network: Any, ipc: int) -> dict[str, Any]:
+        """All settings of the method, its data and its length, for a network and a number of images per class."""
+        given = self.content.get("model", {}).get("init_args", {})
+        name = str(self.content["model"]["class_path"]).rpartition(".")[2]
+        module = getattr(methods, name)(**{**given, "network": network, "ipc": ipc})
+        found = {key: getattr(module, key, None) if value is None else value for key, value in module.hparams.items()}
+        length = self.content.get("trainer", {}).get("max_epochs", 1000)
+        batch_real = self.content.get("data", {}).get("init_args", {}).get("batch_real", 256)
+        return {**found, "iterations": length, "batch_real": batch_real, "precision": "32-true"}
+
+    def departures(self, source: Mapping[str, Any]) -> list[str]:
+        """How the settings of a set differ from the preset, in words; what its file does not say is not judged.
+
+        Args:
+            source: of a synthetic set.
+        """
+        if source.get("method") != self.method or not is_ours(source):
+            return [f"{key} {_text(value)}" for key, value in made_with(source).items()]
+        made, expected = made_with(source), self.settings(source["network"], int(source["ipc"]))
+        if made.get("outer_steps", expected.get("outer_steps")) == 1:
+            made.pop("inner_epochs", None)  # there is no step to train for
+        planned = source.get("max_epochs")
+        if source.get("lr_images_cooldown") and planned not in (None, source.get("iteration")):
+            made["lr_images_cooldown"] = f"{source['lr_images_cooldown']} of {planned} iterations"
+        return [
+            f"{value} {key}" if key == "iterations" else f"{key} {_text(value)}"
+            for key, value in made.items()
+            if value is not None and value != expected.get(key)
+        ]
+
+    def fits(self, source: Mapping[str, Any]) -> bool:
+        """Whether a set was made by it, for the dataset and images per class of a preset."""
+        given = self.content.get("model", {}).get("init_args", {})
+        dataset = str(self.content.get("data", {}).get("class_path", "")).rpartition(".")[2]
+        same_ipc = not self.name or given.get("ipc") == source.get("ipc")
+        return same_ipc and dataset in ("", source.get("dataset")) and not self.departures(source)
+
+
+def _text(value: Any) -> str:
+    return part_name(value) if isinstance(value, dict) else str(value)
+
+
+def is_ours(source: Mapping[str, Any]) -> bool:
+    """Whether a method of this package made a set, and no other of the same name."""
+    path = str(source.get("class", "CondensationModule"))
+    return path == "CondensationModule" or path.startswith("dc_lightning.methods.")
+
+
+def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
+    """All that bears on how a set was made but dataset, network, distance, images per class and seed."""
+    found = {key: value for key, value in source.items() if key not in _NOT_COMPARED}
+    return {"iterations": source["iteration"], **found} if "iteration" in source else found
+
+
+@cache
+def shipped_presets() -> list[Preset]:
+    """The methods' own protocols, then all files in configs/presets."""
+    files = {name: shipped(f"methods/{name}.yaml") for name in METHODS}
+    presets = [Preset("", name.upper(), yaml.safe_load(path.read_text())) for name, path in files.items()]
+    for path in sorted((files["dc"].parent.parent / "presets").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        model = content["model"]
+        made = getattr(methods, model["class_path"].rpartition(".")[2])(**model["init_args"])
+        presets.append(Preset(re.sub(r"_ipc\d+$", "", path.stem), made.name, content))
+    return presets
+
+
+def preset_of(source: Mapping[str, Any]) -> Preset | None:
+    """The preset that a set was made by, if there is one."""
+    return next((preset for preset in shipped_presets() if preset.fits(source)), None)
+
+
+def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epochs: int | None = None) -> list[str]:
+    """How test networks were trained otherwise than by the recipe of that name, in words.
+
+    Args:
+        content: of results.json.
+        score: one of its scores.
+        epochs: E in place of the recipe's.
+    """
+    try:
+        recipe = load_recipe(str(score.get("recipe", "DC")).lower())
+    except ValueError:
+        return [f"recipe {score['recipe']}"]
+    settings = ((content.get("configuration") or {}).get("evaluation") or {}).get("recipe") or {}
+    numbers = ("lr", "momentum", "weight_decay", "batch_size", "milestones", "lr_factor", "fresh_momentum")
+    found = []
+    if settings.get("name", "DC") == recipe.name:
+        found += [
+            f"evaluation {name} {settings[name]}"
+            for name in numbers
+            if name in settings and settings[name] != getattr(recipe, name)
+        ]
+    dataset = getattr(data, str(content["dataset"]), None)
+    shape: Any = dataset if inspect.isclass(dataset) else data.CondensationDataModule
+    expected = epochs if epochs is not None else recipe.epochs_for(score["network"], shape)
+    if score["augmentation"] != recipe.augmentation_names(score["network"], shape):
+        found.append(f"augmentation {'+'.join(score['augmentation']) or 'none'}")
+        expected = epochs if epochs is not None else _epochs(recipe, score)
+    if int(score["epochs"]) != expected:
+        found.append(f"{int(score['epochs']) + 1} test epochs")
+    if score.get("loss", "cross_entropy") != part_name(recipe.loss):
+        found.append(f"loss {score['loss']}")
+    return found
+
+
+def _epochs(recipe: Recipe, score: Mapping[str, Any]) -> int:
+    return recipe.epochs_augmented if score["augmentation"] else recipe.epochs
