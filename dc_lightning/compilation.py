@@ -56,7 +56,7 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
                 raise
             compile_networks(False)
             rank_zero_warn(
-                f"Networks cannot be compiled here ({first_line(error)}); going on without. Install a C++ compiler (on "
+                f"Networks cannot be compiled here ({first_line(error)}); continuing without. Install a C++ compiler (on "
                 "a GPU: Triton), or leave the compilation off."
             )
             call = network.__call__

@@ -1,4 +1,4 @@
-"""Compiled networks give what others give; without a compiler a run goes on."""
+"""Compiled networks give what others give; without a compiler a run continues."""
 
 import shutil
 
@@ -9,9 +9,9 @@ from conftest import TinyData
 from torch._dynamo.utils import counters
 
 from dc_lightning.compilation import compile_networks, compiled
-from dc_lightning.condensation import CondensationModule
-from dc_lightning.evaluation import Recipe, train_and_test
-from dc_lightning.parts import make_network
+from dc_lightning import CondensationModule, Recipe, SyntheticSet
+from dc_lightning.evaluation.training import Job, train_and_test
+from dc_lightning.networks import make_network
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,8 @@ def evaluate(network, images):
     data = TinyData()
     data.setup()
     labels = torch.arange(3).repeat_interleave(2)
-    return train_and_test(images, labels, network, data, Recipe(epochs=20), seed=0, device=CPU)
+    synthetic = SyntheticSet(images, labels, data.mean, data.std, data.class_names)
+    return train_and_test(synthetic, Job(network, Recipe(epochs=20), 0), data, CPU)
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_a_compiled_run_comes_to_the_same(tmp_path):
     assert all("_orig_mod" not in name for name in again.state_dict())
 
 
-def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
+def test_without_a_compiler_it_says_so_once_and_continues(tmp_path, monkeypatch):
     plain = condense(tmp_path, "MLP")
 
     def broken(*args, **kwargs):
@@ -73,20 +74,20 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     compile_networks()
-    with pytest.warns(UserWarning, match=r"cannot be compiled here \(no C\+\+ compiler\); going on without"):
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(no C\+\+ compiler\); continuing without"):
         images = condense(tmp_path, "MLP")
     assert torch.equal(images, plain)
     assert evaluate("MLP", images)[0] >= 0  # a second warning would be an error here
 
 
-def test_what_the_network_itself_says_is_not_hidden(monkeypatch):
+def test_what_the_network_itself_says_is_not_hidden(monkeypatch, tiny_data):
     monkeypatch.setattr(torch, "compile", lambda network, **kwargs: network)
     compile_networks()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        compiled(make_network("MLP", 1, 3, (6, 6), 0))(torch.randn(2, 1, 5, 5))
+        compiled(make_network("MLP", tiny_data, 0))(torch.randn(2, 1, 5, 5))
 
 
-def test_it_is_off_unless_it_is_switched_on(monkeypatch):
+def test_it_is_off_unless_it_is_switched_on(monkeypatch, tiny_data):
     monkeypatch.setattr(torch, "compile", None)
-    network, images = make_network("MLP", 1, 3, (6, 6), 0), torch.randn(2, 1, 6, 6)
+    network, images = make_network("MLP", tiny_data, 0), torch.randn(2, 1, 6, 6)
     assert torch.equal(compiled(network)(images), network(images))

@@ -1,15 +1,16 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import GOLDEN, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
+from conftest import GOLDEN, GoldenData, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dc_lightning import condensation, initial, networks
-from dc_lightning.condensation import CondensationModule, default_loops
+from dc_lightning import CondensationModule, DistributionMatching, InputError
 from dc_lightning.data import TorchDataset
-from dc_lightning.errors import InputError
+from dc_lightning.methods.gradient_matching import default_loops
+from dc_lightning.networks import NETWORKS
+from dc_lightning.synthetic import initial
 
 
 def trainer(tmp_path, epochs=2, **kwargs):
@@ -26,38 +27,33 @@ def condense(tmp_path, epochs=2, data=None, **kwargs):
     return module
 
 
+GOLDEN_NAME, networks_made = [""], []
+
+
+def golden_network(channels, num_classes, image_size):
+    networks_made.append(fill_golden(NETWORKS[GOLDEN_NAME[0]](channels, 10, image_size)))
+    return networks_made[-1]
+
+
 @pytest.mark.parametrize("entry", GOLDEN["trajectory"], ids=lambda entry: entry["model"])
 def test_an_outer_iteration_is_that_of_the_authors_code(entry, tmp_path, monkeypatch):
-    channels, size = entry["channels"], entry["size"]
-    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size)))
-    monkeypatch.setattr(condensation, "make_network", lambda *_: network)
-    monkeypatch.setattr(condensation, "check_network", lambda *_: None)
-    step, losses = [0], []
-
-    def draw(label, generator, count=None):
-        if count is None:
-            return normal(1000 + step[0], 3, 8, channels, size, size)[label]
-        return normal(3000 + step[0], 48, channels, size, size)[16 * label : 16 * (label + 1)]
-
-    class Data(TinyData):
-        def setup(self, stage=None):
-            super().setup(stage)
-            monkeypatch.setattr(self.real, "draw", draw)
+    monkeypatch.setattr("dc_lightning.methods.base.check_network", lambda *_: None)  # ten logits for three classes
+    GOLDEN_NAME[0], channels, size = entry["model"], entry["channels"], entry["size"]
+    losses, data = [0.0], GoldenData(entry)
+    data.setup()
 
     class Steps(pl.Callback):
         def on_train_batch_end(self, trainer, module, *_):
-            step[0] += 1
-            losses.append(3 * step[0] * float(module.matching_loss))  # from the mean of the steps so far to their sum
+            data.step += 1  # and from the mean of the steps so far to their sum
+            losses.append(3 * data.step * float(module.matching_loss))
 
-    module = CondensationModule(ipc=2, outer_steps=3, inner_epochs=2)
-    data = Data(channels=channels, size=(size, size), batch_real=8)
-    data.setup()
+    module = CondensationModule(network="test_condensation.golden_network", ipc=2, outer_steps=3, inner_epochs=2)
     module.images = torch.nn.Parameter(normal(2000, 6, channels, size, size))
     module.register_buffer("labels", torch.arange(3).repeat_interleave(2), persistent=False)
-    trainer(tmp_path, 1, callbacks=[Steps()]).fit(module, datamodule=data)
-    assert_golden(torch.tensor([0.0, *losses]).diff(), entry["loss_per_step"])
+    trainer(tmp_path, 1, callbacks=[Steps()], precision="64-true").fit(module, datamodule=data)
+    assert_golden(torch.tensor(losses, dtype=torch.float64).diff(), entry["loss_per_step"])
     assert_golden_summary(module.images, entry["images"])
-    weights = list(network.parameters())
+    weights = list(networks_made[-1].parameters())
     assert_golden_summary(weights[0], entry["first_weight"])
     assert_golden_summary(weights[-2], entry["last_weight"])
 
@@ -158,7 +154,7 @@ def test_cluster_centres_of_images_on_disk_are_those_of_images_in_memory():
     for in_memory in (True, False):
         data = TorchDataset(lambda: pairs, lambda: pairs, in_memory=in_memory)
         data.setup()
-        found.append(initial.initial_images("k-means", 3, data, seed=0))
+        found.append(initial.initial_images("k-means", 3, data.real, seed=0))
     assert found[0].shape == (6, 1, 6, 6)
     assert torch.equal(*found)
 
@@ -210,24 +206,6 @@ def test_bad_settings_are_named(arguments, message):
         CondensationModule(**arguments)
 
 
-class OwnMatch(CondensationModule):
-    def match(self, network, real, synthetic, label):
-        return super().match(network, real, synthetic, label)
-
-
-def branching(first, second):
-    """A distance that torch.func cannot take."""
-    total = sum((a - b).square().sum() for a, b in zip(first, second, strict=True))
-    return total if total > 0 else 2 * total
-
-
-def test_a_method_that_has_no_pass_over_all_classes_says_so(tmp_path):
-    with pytest.raises(InputError, match="OwnMatch does not override"):
-        OwnMatch(batch_classes=True)
-    with pytest.raises(InputError, match=r"branching cannot be matched in one pass \(.*leave model.batch_classes off"):
-        condense(tmp_path, distance="test_condensation.branching", batch_classes=True)
-
-
 def test_matching_steps_are_not_left_out(tmp_path):
     with pytest.raises(InputError, match="2 matching steps, but the Trainer would run 1"):
         trainer(tmp_path, limit_train_batches=1).fit(CondensationModule(network="MLP", ipc=2), datamodule=TinyData())
@@ -262,7 +240,7 @@ def test_lightnings_callbacks_can_watch_the_matching_loss(tmp_path):
     watching = trainer(tmp_path, epochs=9, callbacks=[Watch("matching_loss", stopping_threshold=1e9)])
     watching.fit(module, datamodule=TinyData())
     assert watching.current_epoch == 1
-    assert seen == [module._curve[1]]
+    assert seen == [float(watching.callback_metrics["matching_loss"])]
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
@@ -271,18 +249,6 @@ def test_a_set_is_of_float32_whatever_the_precision(precision, tmp_path):
     trainer(tmp_path, precision=precision).fit(module, datamodule=TinyData())
     assert module.images.dtype != torch.float32
     assert module.synthetic_set(2).images.dtype == torch.float32
-
-
-def test_a_method_may_give_its_loss_with_the_graph(tmp_path):
-    class Method(CondensationModule):
-        def match(self, network, real, synthetic, label):
-            synthetic = synthetic.requires_grad_()
-            loss = (synthetic.mean() - real.mean()) ** 2
-            return loss, torch.autograd.grad(loss, synthetic, retain_graph=True)[0]
-
-    run = trainer(tmp_path, enable_checkpointing=True)
-    run.fit(Method(network="MLP", ipc=2, inner_epochs=1), datamodule=TinyData())
-    assert not run.callback_metrics["matching_loss"].requires_grad
 
 
 def test_a_cooldown_needs_an_end(tmp_path):
@@ -300,25 +266,6 @@ def test_real_images_to_start_from_that_are_too_few_name_the_classes(tmp_path, i
 def test_a_network_that_cannot_take_the_images_is_found_before_the_run(tmp_path):
     with pytest.raises(InputError, match="VGG11 cannot take images of 1x6x6"):
         condense(tmp_path, network="VGG11")
-
-
-class Uneven(TinyData):
-    """A class of fewer images than a batch has."""
-
-    def load(self):
-        (images, labels), test, names = super().load()
-        keep = torch.ones(len(labels), dtype=torch.bool)
-        keep[torch.nonzero(labels == 1).flatten()[3:]] = False
-        return (images[keep], labels[keep]), test, names
-
-
-@pytest.mark.parametrize("chunk", [None, 2])
-@pytest.mark.parametrize("network", ["MLP", "ConvNetD1"])
-def test_all_classes_in_one_pass_learn_the_same_images(network, chunk, tmp_path):
-    settings = {"network": network, "data": Uneven(batch_real=5), "real_chunk_size": chunk}
-    one_by_one = condense(tmp_path, **settings)
-    together = condense(tmp_path, **settings, batch_classes=True)
-    torch.testing.assert_close(together.images, one_by_one.images, atol=2e-4, rtol=0)
 
 
 class Operations(TorchDispatchMode):
@@ -359,19 +306,21 @@ class Operations(TorchDispatchMode):
         return super().__exit__(*details)
 
 
-@pytest.mark.parametrize("batch_classes", [False, True])
+@pytest.mark.parametrize("augmentation", [None, "siamese"])
+@pytest.mark.parametrize("method", [CondensationModule, DistributionMatching])
 @pytest.mark.parametrize("network", ["MLP", "ConvNetD1", "ConvNetBN"])
-def test_a_step_never_makes_the_host_wait(network, batch_classes, tmp_path):
+def test_a_step_never_makes_the_host_wait(network, method, augmentation, tmp_path):
     counted = []
 
-    class Counted(CondensationModule):
+    class Counted(method):
         def training_step(self, batch, batch_idx):
             with Operations() as operations:
                 super().training_step(batch, batch_idx)
             counted.append(operations)
 
-    module = Counted(network=network, ipc=2, inner_epochs=1, batch_classes=batch_classes)
-    trainer(tmp_path, 2).fit(module, datamodule=TinyData(size=(8, 8)))
+    steps = {"inner_epochs": 1} if method is CondensationModule else {}
+    module = Counted(network=network, ipc=2, augmentation=augmentation, **steps)
+    trainer(tmp_path, 4 // module.outer_steps).fit(module, datamodule=TinyData(size=(8, 8)))
     assert len(counted) == 4
     assert all(operations.count > 50 for operations in counted)
     assert [operations.waiting for operations in counted] == [[]] * 4
@@ -387,21 +336,6 @@ def test_operations_that_wait_are_seen():
         torch.nn.Linear(2, 2, bias=False).to(torch.device("cpu"))
         torch.ones(2).to(torch.device("cpu"), non_blocking=True)
     assert operations.waiting == ["_local_scalar_dense", "nonzero", "index", "cpu", "tolist", "to"]
-
-
-def test_one_pass_over_all_classes_needs_fewer_operations(tmp_path):
-    counts = {}
-    for batch_classes in (False, True):
-
-        class Counted(CondensationModule):
-            def training_step(self, batch, batch_idx):
-                with Operations() as operations:
-                    super().training_step(batch, batch_idx)
-                counts[self.batch_classes] = operations.count
-
-        module = Counted(network="ConvNetD1", batch_classes=batch_classes)
-        trainer(tmp_path, 1).fit(module, datamodule=TinyData(classes=10))
-    assert counts[True] < counts[False] / 4
 
 
 def test_no_number_stops_the_run_and_names_the_iteration(tmp_path):

@@ -92,7 +92,7 @@ def test_torchvisions_files_are_read_as_torchvision_reads_them(cls, tmp_path, mo
     assert (data.num_classes, data.channels, data.image_size) == (10, images.shape[1], shape[-2:])
     torch.testing.assert_close(data.real.take(torch.arange(40)), (images - mean) / std)
     assert data.real.labels.tolist() == labels.tolist()
-    reference, label = data._dataset(train=True)[3]
+    reference, label = data.make_dataset(train=True)[3]
     torch.testing.assert_close(to_tensor(reference) / 255, images[3])
     assert label == labels[3]
     batches = list(data.test_dataloader())
@@ -111,7 +111,7 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch):
     def fail(self, train, download=False):
         raise RuntimeError("no\nnetwork" if download else "not found")
 
-    monkeypatch.setattr(FashionMNIST, "_dataset", fail)
+    monkeypatch.setattr(FashionMNIST, "make_dataset", fail)
     with pytest.raises(InputError, match=r"could not be downloaded \(no network\)"):
         FashionMNIST(str(tmp_path)).prepare_data()
 
@@ -120,7 +120,7 @@ def test_digits():
     data = Digits()
     data.setup()
     assert (data.num_classes, data.channels, data.image_size) == (10, 1, (8, 8))
-    assert sum(data.real.counts()) + len(data._test) == 1797
+    assert sum(data.real.counts()) + len(data.test_labels) == 1797
     images = data.real.take(torch.arange(len(data.real.labels)))
     assert abs(float(images.mean())) < 1e-4
     assert float(images.std()) == pytest.approx(1, abs=1e-3)
@@ -193,7 +193,7 @@ def test_an_image_folder_without_a_test_folder_sets_a_share_of_every_class_aside
     data = ImageFolder(str(tmp_path), image_size=(8, 8), channels=1, test_fraction=0.3)
     data.setup()
     assert data.real.counts() == [7, 7, 7]
-    assert torch.bincount(data._test_labels).tolist() == [3, 3, 3]
+    assert torch.bincount(data.test_labels).tolist() == [3, 3, 3]
     assert (data.channels, data.image_size) == (1, (8, 8))
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dc_lightning import distance
-from dc_lightning.parts import find_distance
+from dc_lightning.matching.distances import DISTANCES, layerwise_cosine, squared_error
+from dc_lightning.parts import make
 
 
 def gradients(seed):
@@ -10,15 +10,15 @@ def gradients(seed):
     return [torch.randn(shape, generator=generator) for shape in ((4, 2, 3, 3), (4,), (4, 5, 5), (3, 8), (3,))]
 
 
-@pytest.mark.parametrize("name", distance.NAMES)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_zero_against_itself(name):
-    assert abs(float(getattr(distance, name)(gradients(0), gradients(0)))) < 1e-4
+    assert abs(float(DISTANCES[name](gradients(0), gradients(0)))) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["ours", "cos"])
 @pytest.mark.parametrize("factor", [0.1, 30.0])
 def test_cosines_do_not_see_the_length(name, factor):
-    function, first, second = getattr(distance, name), gradients(0), gradients(1)
+    function, first, second = DISTANCES[name], gradients(0), gradients(1)
     torch.testing.assert_close(
         function(first, [factor * g for g in second]), function(first, second), rtol=1e-4, atol=0
     )
@@ -31,22 +31,22 @@ def test_ours_is_a_sum_over_rows_of_all_but_vectors():
         if a.dim() > 1:
             for row_a, row_b in zip(a, b, strict=True):
                 expected += 1 - torch.nn.functional.cosine_similarity(row_a.flatten(), row_b.flatten(), dim=0)
-    torch.testing.assert_close(distance.ours(first, second), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layerwise_cosine(first, second), expected, rtol=1e-5, atol=1e-5)
     changed = [g if g.dim() > 1 else g + 7 for g in second]
-    assert torch.equal(distance.ours(first, changed), distance.ours(first, second))
+    assert torch.equal(layerwise_cosine(first, changed), layerwise_cosine(first, second))
 
 
 def test_mse_is_the_squared_norm():
     first, second = gradients(0), gradients(1)
     flat = torch.cat([(a - b).flatten() for a, b in zip(first, second, strict=True)])
-    torch.testing.assert_close(distance.mse(first, second), flat.norm() ** 2)
+    torch.testing.assert_close(squared_error(first, second), flat.norm() ** 2)
 
 
 def test_only_vectors_is_said():
     with pytest.raises(ValueError, match="two or more dimensions"):
-        distance.ours([torch.ones(3)], [torch.ones(3)])
+        layerwise_cosine([torch.ones(3)], [torch.ones(3)])
 
 
 def test_a_distance_of_the_users():
-    found = find_distance({"class_path": "conftest.ScaledError", "init_args": {"factor": 2.0}})
-    torch.testing.assert_close(found(gradients(0), gradients(1)), 2 * distance.mse(gradients(0), gradients(1)))
+    found = make("distance", DISTANCES, {"class_path": "conftest.ScaledError", "init_args": {"factor": 2.0}})
+    torch.testing.assert_close(found(gradients(0), gradients(1)), 2 * squared_error(gradients(0), gradients(1)))

@@ -1,43 +1,50 @@
+from dataclasses import replace
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TinyData, assert_golden, assert_golden_summary, fill_golden, normal
 from torch.utils.data import DataLoader, TensorDataset
 
-from dc_lightning import evaluation, networks
-from dc_lightning.data import MNIST, Digits
-from dc_lightning.errors import InputError
-from dc_lightning.evaluation import (
-    POOLS,
-    Group,
-    Recipe,
-    Score,
-    evaluate_sets,
-    pool,
-    random_set,
-    train_and_test,
-    whole_set,
-)
-from dc_lightning.parts import find_network
+from dc_lightning import Evaluator, InputError, Recipe, SyntheticSet, load_recipe
+from dc_lightning.augmentation import OperationPerImage
+from dc_lightning.data import MNIST, SVHN, Digits, FashionMNIST
+from dc_lightning.evaluation import Score, training
+from dc_lightning.evaluation.baselines import random_set, whole_set
+from dc_lightning.evaluation.evaluator import Group
+from dc_lightning.evaluation.pools import POOLS, pool
+from dc_lightning.evaluation.training import Batches, Job, train_and_test
+from dc_lightning.networks import NETWORKS, make_network
 
 CPU = torch.device("cpu")
 
 
+
+
+def score(sets, data, networks, count, recipe, seed=0, group=None):
+    return Evaluator(data, CPU, seed, group or Group()).score(sets, networks, count, recipe)
+
+
+noted = []
+
+
+def golden_network(channels, num_classes, image_size):
+    network = fill_golden(NETWORKS[GOLDEN_NAME[0]](channels, num_classes, image_size))
+    network.register_forward_hook(lambda module, inputs, outputs: noted.append((module.training, inputs[0], outputs)))
+    return network
+
+
+GOLDEN_NAME = [""]
+
+
 @pytest.mark.parametrize("entry", GOLDEN["evaluation"], ids=lambda entry: entry["model"])
-def test_training_by_the_recipe_is_that_of_the_authors_code(entry, monkeypatch):
+def test_training_by_the_recipe_is_that_of_the_authors_code(entry):
     channels, size = entry["channels"], entry["size"]
-    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size)))
-    monkeypatch.setattr(evaluation, "make_network", lambda *_: network)
+    GOLDEN_NAME[0] = entry["model"]
+    noted.clear()
     images, labels = normal(2000, 20, channels, size, size), torch.arange(10).repeat_interleave(2)
     test_images = normal(4000, 64, channels, size, size)
-    train_accuracies = []
-
-    def record(module, inputs, outputs):
-        if module.training:
-            rows = (inputs[0][:, None] - images[None]).abs().flatten(2).amax(2).argmin(1)  # the batch is shuffled
-            train_accuracies.append(float((outputs.argmax(1) == labels[rows]).float().mean()))
-
-    network.register_forward_hook(record)
 
     class Data(TinyData):
         def test_dataloader(self):
@@ -46,26 +53,29 @@ def test_training_by_the_recipe_is_that_of_the_authors_code(entry, monkeypatch):
 
     data = Data(channels=channels, classes=10, size=(size, size))
     data.setup()
-    recipe = Recipe(epochs=entry["epochs_argument"])
-    accuracy, trained = train_and_test(images, labels, entry["model"], data, recipe, 0, CPU)
-    assert len(train_accuracies) == entry["epochs_argument"] + 1
-    assert train_accuracies[-1] == pytest.approx(entry["train_acc_last_epoch"])
+    synthetic = SyntheticSet(images, labels, data.mean, data.std, data.class_names)
+    job = Job("test_evaluation.golden_network", Recipe(epochs=entry["epochs_argument"]), 0)
+    accuracy, trained = train_and_test(synthetic, job, data, CPU)
+    steps = [(inputs, outputs) for is_training, inputs, outputs in noted if is_training]
+    assert len(steps) == entry["epochs_argument"] + 1
+    inputs, outputs = steps[-1]
+    rows = (inputs[:, None] - images[None]).abs().flatten(2).amax(2).argmin(1)  # the batch is shuffled
+    right = (outputs.argmax(1) == labels[rows]).double().mean()
+    assert float(right) == pytest.approx(entry["train_acc_last_epoch"])
     assert accuracy == pytest.approx(entry["test_acc"])
-    logits = trained.eval()(test_images[:2]).detach()
-    torch.testing.assert_close(logits, torch.tensor(entry["logits"]), atol=3e-4, rtol=2e-3)
+    assert_golden(trained.eval()(test_images[:2]).detach(), entry["logits"])
     if "first_weight" in entry:
         assert_golden_summary(next(trained.parameters()), entry["first_weight"])
-    assert_golden(logits.sum(1), torch.tensor(entry["logits"]).sum(1))
 
 
 def test_the_recipe_against_a_plain_loop(tiny_data):
     """Learning rate and momentum drop where the authors' code drops them, weight decay is on, batches are epochs."""
     recipe, seed = Recipe(epochs=6, batch_size=7), 11
     synthetic = random_set(tiny_data, 4, 0)
-    accuracy, trained = train_and_test(synthetic.images, synthetic.labels, "MLP", tiny_data, recipe, seed, CPU)
-    network = evaluation.make_network("MLP", 1, 3, (6, 6), seed)
+    accuracy, trained = train_and_test(synthetic, Job("MLP", recipe, seed), tiny_data, CPU)
+    network = make_network("MLP", tiny_data, seed)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    batches = evaluation._Batches(synthetic.images, synthetic.labels, 7, 7, seed).rows()
+    batches = Batches(synthetic.images, synthetic.labels, 7, 7, seed).rows()
     for epoch in range(7):
         for _ in range(2):
             rows = next(batches)
@@ -82,7 +92,7 @@ def test_the_recipe_against_a_plain_loop(tiny_data):
 
 def test_batches_are_whole_epochs():
     images, labels = torch.arange(5.0).view(5, 1, 1, 1), torch.arange(5) + 10
-    batches = evaluation._Batches(images, labels, batch_size=2, epochs=3, seed=0)
+    batches = Batches(images, labels, batch_size=2, epochs=3, seed=0)
     assert len(batches) == 9
     seen = [tuple(part.flatten().tolist() for part in batch) for batch in batches]
     assert [len(rows) for _, _, rows in seen] == [2, 2, 1] * 3
@@ -95,13 +105,13 @@ def test_batches_are_whole_epochs():
 @pytest.mark.parametrize("together", [1, 100, 2**21])
 def test_batches_are_augmented_each_with_its_own_mean(together, monkeypatch):
     """As many at once as there is room for: nothing is lost, mixed up, or filled with the mean of another batch."""
-    monkeypatch.setattr(evaluation, "_TOGETHER", together)
+    monkeypatch.setattr(training, "_TOGETHER", together)
     images, labels = torch.randn(5, 2, 3, 3), torch.arange(5)
 
     def stamp(images, generator, mean):
         return torch.cat([images.flatten(1), mean], dim=1)
 
-    for batch, targets, rows in evaluation._Batches(images, labels, 2, 4, 0, [stamp, stamp]):
+    for batch, targets, rows in Batches(images, labels, 2, 4, 0, OperationPerImage([stamp, stamp])):
         assert torch.equal(batch[:, :-2], images[rows].flatten(1))
         assert torch.equal(targets, rows)
         torch.testing.assert_close(batch[:, -2:], images[rows].mean(dim=(0, 2, 3)).expand(len(rows), 2))
@@ -117,7 +127,7 @@ def test_pools():
     assert pool("S", "my.BNet") == ["my.BNet"]
     for names in POOLS.values():
         for name in names:
-            find_network(name)
+            assert name in NETWORKS
     with pytest.raises(InputError, match="S, SS, M"):
         pool("Q", "MLP")
     with pytest.raises(InputError, match="empty"):
@@ -126,12 +136,39 @@ def test_pools():
 
 def test_where_augmentation_applies():
     recipe = Recipe()
-    assert recipe.augmentation_for("ConvNet", MNIST()) == ["crop", "scale", "rotate"]
-    assert recipe.augmentation_for("ConvNetBN", MNIST()) == ["crop", "noise"]
-    assert recipe.augmentation_for("ConvNet", Digits()) == []
-    assert Recipe(augmentation=[]).augmentation_for("ConvNet", MNIST()) == []
+    assert recipe.augmentation_spec("ConvNet", MNIST()) == ["crop", "scale", "rotate"]
+    assert recipe.augmentation_spec("ConvNetBN", MNIST()) == ["crop", "noise"]
+    assert recipe.augmentation_spec("ConvNet", Digits()) == []
+    assert Recipe(augmentation=[]).augmentation_spec("ConvNet", MNIST()) == []
     with pytest.raises(InputError, match="flip"):
         Recipe(augmentation=["flip"])
+
+
+def test_dsas_recipe_is_for_every_network_with_the_strategy_of_the_dataset():
+    recipe = load_recipe("dsa")
+    for data, strategy in (
+        (MNIST(), "color_crop_cutout_scale_rotate"),
+        (SVHN(), "color_crop_cutout_scale_rotate"),
+        (FashionMNIST(), "color_crop_cutout_flip_scale_rotate"),
+    ):
+        for network in ("ConvNet", "ConvNetBN", "MLP"):
+            assert recipe.epochs_for(network, data) == 1000
+            assert recipe.augmentation_names(network, data) == [f"siamese({strategy})"]
+            assert recipe.make_augmentation(network, data).strategy == strategy
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.01, 0.9, 5e-4, 256)
+    assert recipe.drops(1000) == [502]
+    assert load_recipe("dc") == Recipe()
+
+
+def test_a_recipe_of_ones_own_is_read_and_an_unknown_setting_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("evaluation: {recipe: {name: mine, milestones: [0.5, 0.8], lr_factor: 0.2, fresh_momentum: false}}")
+    assert load_recipe(str(path)).drops(10) == [7, 10]
+    path.write_text("evaluation: {recipe: {speed: 3}}")
+    with pytest.raises(InputError, match="unknown settings of a recipe: speed"):
+        load_recipe(str(path))
+    with pytest.raises(InputError, match="no 'evaluation/idcc.yaml'"):
+        load_recipe("idcc")
 
 
 seen_by_count = []
@@ -146,20 +183,63 @@ def count(images, generator, mean):
 def test_augmented_training_takes_its_own_epochs(tiny_data):
     recipe = Recipe(epochs=2, epochs_augmented=5, augmentation=["test_evaluation.count"])
     seen_by_count.clear()
-    (score,) = evaluate_sets([random_set(tiny_data, 1, 0)], tiny_data, ["MLP"], 1, recipe, 0, CPU)
-    assert (score.epochs, score.augmentation) == (5, ["test_evaluation.count"])
+    (found,) = score([random_set(tiny_data, 1, 0)], tiny_data, ["MLP"], 1, recipe)
+    assert (found.epochs, found.augmentation) == (5, ["test_evaluation.count"])
     assert sum(seen_by_count) == 6 * 3  # every image in every epoch
+
+
+class CutMix:
+    """Somebody's own augmentation of images and labels: one box, labels mixed by its area."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def __init__(self, classes):
+        self.classes = classes
+
+    def __call__(self, images, labels, generator):
+        order = torch.randperm(len(images), generator=generator)
+        mixed = images.clone()
+        mixed[:, :, :3] = images[order][:, :, :3]
+        one_hot = torch.nn.functional.one_hot(labels, self.classes).float()
+        self.seen.append(0.5 * one_hot + 0.5 * one_hot[order])
+        return mixed, self.seen[-1]
+
+
+def smooth_loss(logits, labels):
+    return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+def test_a_recipe_takes_an_augmentation_of_labels_and_a_loss_and_says_so(tiny_data):
+    cutmix = {"class_path": "test_evaluation.CutMix", "init_args": {"classes": 3}}
+    recipe = Recipe(name="mixed", epochs_augmented=4, augmentation=cutmix, loss="test_evaluation.smooth_loss")
+    CutMix.seen.clear()
+    (found,) = score([random_set(tiny_data, 2, 0)], tiny_data, ["MLP"], 1, recipe)
+    assert len(CutMix.seen) == 5
+    assert (found.recipe, found.augmentation) == ("mixed", ["test_evaluation.CutMix(classes=3)"])
+    assert found.to_dict()["loss"] == "test_evaluation.smooth_loss"
+
+
+def test_soft_labels_train_by_their_probabilities(tiny_data):
+    """One-hot probabilities are hard labels; halves between classes are others."""
+    hard = random_set(tiny_data, 2, 0)
+    one_hot = torch.nn.functional.one_hot(hard.labels, 3).float()
+    recipe = Recipe(epochs=20)
+    _, expected = train_and_test(hard, Job("MLP", recipe, 0), tiny_data, CPU)
+    for labels, same in ((one_hot, True), ((one_hot + 1 / 3) / 2, False)):
+        _, network = train_and_test(replace(hard, labels=labels), Job("MLP", recipe, 0), tiny_data, CPU)
+        close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(network.parameters(), expected.parameters(), strict=True)]
+        assert all(close) is same
 
 
 def test_scores_are_repeatable_recorded_and_pooled(tiny_data):
     sets = [random_set(tiny_data, 2, seed) for seed in (0, 1)]
     recipe = Recipe(epochs=30)
-    first = evaluate_sets(sets, tiny_data, ["MLP", "ConvNetD1"], 2, recipe, 5, CPU)
-    again = evaluate_sets(sets, tiny_data, ["MLP", "ConvNetD1"], 2, recipe, 5, CPU)
+    first = score(sets, tiny_data, ["MLP", "ConvNetD1"], 2, recipe, 5)
+    again = score(sets, tiny_data, ["MLP", "ConvNetD1"], 2, recipe, 5)
     assert first == again
     assert [len(score.accuracies) for score in first] == [4, 4]
     assert len({seed for score in first for seed in score.seeds}) == 8
-    alone, _ = train_and_test(sets[1].images, sets[1].labels, "MLP", tiny_data, recipe, first[0].seeds[2], CPU)
+    alone, _ = train_and_test(sets[1], Job("MLP", recipe, first[0].seeds[2]), tiny_data, CPU)
     assert alone == first[0].accuracies[2]
 
 
@@ -167,22 +247,22 @@ def test_shares_of_the_work_add_up(tiny_data):
     sets, recipe = [random_set(tiny_data, 1, 0)], Recipe(epochs=3)
     shares = []
     for rank in range(2):
-        evaluate_sets(sets, tiny_data, ["MLP"], 3, recipe, 0, CPU, Group(rank, 2, lambda t: shares.append(t) or t))
-    (whole,) = evaluate_sets(sets, tiny_data, ["MLP"], 3, recipe, 0, CPU)
+        score(sets, tiny_data, ["MLP"], 3, recipe, group=Group(rank, 2, lambda t: shares.append(t) or t))
+    (whole,) = score(sets, tiny_data, ["MLP"], 3, recipe)
     assert sum(shares).tolist() == whole.accuracies
 
 
 def test_more_data_scores_better(tiny_data):
     recipe = Recipe(epochs=100)
-    (whole,) = evaluate_sets([whole_set(tiny_data)], tiny_data, ["MLP"], 1, recipe, 0, CPU)
+    (whole,) = score([whole_set(tiny_data)], tiny_data, ["MLP"], 1, recipe)
     assert whole.mean > 0.9
 
 
 def test_score_statistics():
-    score = Score("MLP", [0.5, 0.7], [1, 2], 3, [])
-    assert score.mean == pytest.approx(0.6)
-    assert score.std == pytest.approx(0.1)
-    assert score.to_dict()["n"] == 2
+    found = Score("MLP", [0.5, 0.7], [1, 2], 3, [])
+    assert found.mean == pytest.approx(0.6)
+    assert found.std == pytest.approx(0.1)
+    assert found.to_dict()["n"] == 2
 
 
 def test_random_set_has_its_budget(tiny_data):
@@ -203,7 +283,7 @@ def test_random_set_has_its_budget(tiny_data):
 def test_a_set_of_other_data_is_refused(tiny_data, other, message):
     other.setup()
     with pytest.raises(InputError, match=message):
-        evaluate_sets([random_set(other, 1, 0)], tiny_data, ["MLP"], 1, Recipe(), 0, CPU)
+        score([random_set(other, 1, 0)], tiny_data, ["MLP"], 1, Recipe())
 
 
 def test_a_set_of_other_classes_is_refused(tiny_data):
@@ -211,13 +291,13 @@ def test_a_set_of_other_classes_is_refused(tiny_data):
     other.setup()
     other.class_names = ("cat", "dog", "eel")
     with pytest.raises(InputError, match=r"names of the classes .*cat"):
-        evaluate_sets([random_set(other, 1, 0)], tiny_data, ["MLP"], 1, Recipe(), 0, CPU)
+        score([random_set(other, 1, 0)], tiny_data, ["MLP"], 1, Recipe())
 
 
 def test_another_normalisation_is_translated(tiny_data):
     other = TinyData(mean=[0.0], std=[1.0])
     other.setup()
     recipe = Recipe(epochs=5)
-    (ours,) = evaluate_sets([random_set(tiny_data, 1, 0)], tiny_data, ["MLP"], 2, recipe, 0, CPU)
-    (theirs,) = evaluate_sets([random_set(other, 1, 0)], tiny_data, ["MLP"], 2, recipe, 0, CPU)
+    (ours,) = score([random_set(tiny_data, 1, 0)], tiny_data, ["MLP"], 2, recipe)
+    (theirs,) = score([random_set(other, 1, 0)], tiny_data, ["MLP"], 2, recipe)
     assert ours.accuracies == theirs.accuracies

@@ -2,38 +2,38 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, assert_golden, assert_golden_summary, fill_golden, normal
+from conftest import GOLDEN, assert_golden, assert_golden_summary, golden_case
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
-from dc_lightning import distance, networks
-from dc_lightning.compilation import compile_networks, compiled
-from dc_lightning.matching import freeze_batch_norm, has_batch_norm, match_class, match_classes, network_gradient
+from dc_lightning import CondensationModule
+from dc_lightning.compilation import compile_networks
+from dc_lightning.matching.batch_norm import freeze_batch_norm
+from dc_lightning.matching.distances import DISTANCES
+from dc_lightning.matching.gradients import network_gradient
+from dc_lightning.networks import NETWORKS
 
 
-def golden_case(entry):
-    """Network, real images of three classes, and synthetic ones, that the golden values were computed with."""
-    channels, size = entry["channels"], entry["size"]
-    network = fill_golden(getattr(networks, entry["model"])(channels, 10, (size, size))).train()
-    if has_batch_norm(network):
-        freeze_batch_norm(network, normal(3000, 48, channels, size, size))
-    return network, normal(1000, 3, 8, channels, size, size), normal(2000, 6, channels, size, size)
+CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in DISTANCES]
 
 
-CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in distance.NAMES]
+def matched(network, real, synthetic, method):
+    """Losses of three classes, and the derivative of their sum with respect to the synthetic images."""
+    synthetic.requires_grad_()
+    losses = [method.loss(network, real[c], synthetic[2 * c : 2 * c + 2], c) for c in range(3)]
+    return [loss.item() for loss in losses], torch.autograd.grad(sum(losses), synthetic)[0]
 
 
+@pytest.mark.parametrize("chunk", [None, 3])
 @pytest.mark.parametrize(
     ("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}"
 )
-def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name):
-    network, real, synthetic = golden_case(entry)
-    results = [
-        match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, getattr(distance, name)) for c in range(3)
-    ]
-    assert_golden([float(value) for value, _ in results], entry[name]["distance_per_class"])
-    assert_golden_summary(torch.cat([derivative for _, derivative in results]), entry[name]["image_grad"])
+def test_distances_and_image_gradients_are_those_of_the_authors_code(entry, name, chunk):
+    method = CondensationModule(distance=name, real_chunk_size=chunk)
+    losses, derivative = matched(*golden_case(entry), method)
+    assert_golden(losses, entry[name]["distance_per_class"])
+    assert_golden_summary(derivative, entry[name]["image_grad"])
 
 
 @pytest.fixture
@@ -50,26 +50,10 @@ def compilation():
 @pytest.mark.parametrize("model", ["MLP", "ConvNet", "ConvNetBN"])
 def test_compiled_networks_give_the_distances_of_the_authors_code(model, compilation):
     entry = next(entry for entry in GOLDEN["gradient_matching"] if entry["model"] == model)
-    network, real, synthetic = golden_case(entry)
-    forward = compiled(network)
-    results = [
-        match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, distance.ours, forward=forward) for c in range(3)
-    ]
-    assert_golden([float(value) for value, _ in results], entry["ours"]["distance_per_class"])
-    assert_golden_summary(torch.cat([derivative for _, derivative in results]), entry["ours"]["image_grad"])
+    losses, derivative = matched(*golden_case(entry), CondensationModule())
+    assert_golden(losses, entry["ours"]["distance_per_class"])
+    assert_golden_summary(derivative, entry["ours"]["image_grad"])
     assert counters["stats"]["unique_graphs"] > 0
-
-
-@pytest.mark.parametrize("chunk", [None, 3])
-@pytest.mark.parametrize(
-    ("entry", "name"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['model']}{v['size']}"
-)
-def test_all_classes_in_one_pass_are_those_of_the_authors_code(entry, name, chunk):
-    network, real, synthetic = golden_case(entry)
-    pairs, labels = synthetic.view(3, 2, *synthetic.shape[1:]), torch.arange(3)
-    distances, derivatives = match_classes(network, real, pairs, labels, getattr(distance, name), real_chunk_size=chunk)
-    assert_golden(distances.tolist(), entry[name]["distance_per_class"])
-    assert_golden_summary(derivatives.flatten(0, 1), entry[name]["image_grad"])
 
 
 class Backwards(nn.Module):
@@ -95,7 +79,7 @@ class Backwards(nn.Module):
         return self.linear(self.last(maps.mean(dim=(2, 3))))
 
 
-@pytest.mark.parametrize("make", [networks.ConvNetBN, Backwards])
+@pytest.mark.parametrize("make", [NETWORKS["ConvNetBN"], Backwards])
 def test_batch_norm_statistics_in_chunks_are_those_of_all_images_together(make):
     """Fresh ones, and with some from before."""
     torch.manual_seed(0)
@@ -123,7 +107,7 @@ class Smooth(nn.Module):
         return self.linear(torch.tanh(self.conv(images)).flatten(1))
 
 
-@pytest.mark.parametrize("name", distance.NAMES)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_the_derivative_of_the_whole_matching_step_is_right(name):
     torch.manual_seed(0)
     network = Smooth().double()
@@ -132,19 +116,19 @@ def test_the_derivative_of_the_whole_matching_step_is_right(name):
     real_gradient = network_gradient(network, real, 1)
 
     def loss(images):
-        return getattr(distance, name)(network_gradient(network, images, 1, create_graph=True), real_gradient)
+        return DISTANCES[name](network_gradient(network, images, 1, create_graph=True), real_gradient)
 
     assert torch.autograd.gradcheck(loss, synthetic)
-    value, derivative = match_class(network, real, synthetic, 1, getattr(distance, name))
-    expected_value = loss(synthetic)
-    assert torch.equal(value, expected_value.detach())
-    torch.testing.assert_close(derivative, torch.autograd.grad(expected_value, synthetic)[0], rtol=1e-12, atol=1e-12)
+    value, expected = CondensationModule(distance=name).loss(network, real, synthetic, 1), loss(synthetic)
+    assert torch.equal(value, expected)
+    derivatives = [torch.autograd.grad(found, synthetic)[0] for found in (value, expected)]
+    torch.testing.assert_close(*derivatives, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ConvNetW32", "MLP"])
 def test_class_by_class_is_the_same_as_one_backward_over_the_sum(name):
     torch.manual_seed(0)
-    network = getattr(networks, name)(1, 3, (8, 8)).double()
+    network = NETWORKS[name](1, 3, (8, 8)).double()
     real = torch.randn(3, 5, 1, 8, 8, dtype=torch.float64)
     synthetic = torch.randn(6, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     total = 0
@@ -153,17 +137,17 @@ def test_class_by_class_is_the_same_as_one_backward_over_the_sum(name):
         for images in (synthetic[2 * label : 2 * label + 2], real[label]):
             loss = cross_entropy(network(images), torch.full((len(images),), label))
             gradients.append(torch.autograd.grad(loss, list(network.parameters()), create_graph=True))
-        total = total + distance.ours(gradients[0], [g.detach() for g in gradients[1]])
+        total = total + DISTANCES["ours"](gradients[0], [g.detach() for g in gradients[1]])
     (joint,) = torch.autograd.grad(total, synthetic)
-    parts = [match_class(network, real[c], synthetic[2 * c : 2 * c + 2], c, distance.ours) for c in range(3)]
-    torch.testing.assert_close(torch.cat([derivative for _, derivative in parts]), joint, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(sum(value for value, _ in parts), total.detach())
+    losses, derivative = matched(network, real, synthetic.detach(), CondensationModule())
+    torch.testing.assert_close(derivative, joint, rtol=1e-9, atol=1e-12)
+    assert sum(losses) == pytest.approx(total.item())
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_chunks_do_not_change_the_gradient(chunk):
     torch.manual_seed(0)
-    network, images = networks.ConvNetW32(1, 3, (8, 8)).double(), torch.randn(7, 1, 8, 8, dtype=torch.float64)
+    network, images = NETWORKS["ConvNetW32"](1, 3, (8, 8)).double(), torch.randn(7, 1, 8, 8, dtype=torch.float64)
     whole = network_gradient(network, images, 2)
     parts = network_gradient(network, images, 2, chunk_size=chunk)
     for a, b in zip(whole, parts, strict=True):

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dc_lightning.condensation import CondensationModule
+from dc_lightning import CondensationModule
 from dc_lightning.data import CondensationDataModule, RealImages
 
 pytestmark = [
@@ -47,7 +47,7 @@ class ManyClasses(CondensationDataModule):
 
     def setup(self, stage=None):
         labels = torch.arange(self.num_classes).repeat_interleave(self.batch_real)
-        self.real = RealImages(SameImages(self.batch_real), labels, self.num_classes, self.batch_real)
+        self.real = RealImages(SameImages(self.batch_real), labels, self.class_names, (1, 28, 28), self.batch_real)
 
     def move(self, device):
         pass
@@ -103,7 +103,7 @@ def peak(network, classes, batch_real, chunk):
     found = context.SimpleQueue()
     process = context.Process(target=measure, args=(network, classes, batch_real, chunk, found))
     process.start()
-    process.join()
+    process.join(300)
     assert process.exitcode == 0
     return found.get()
 

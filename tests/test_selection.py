@@ -7,22 +7,14 @@ import pytest
 import torch
 from conftest import TinyData
 
-from dc_lightning import evaluation
+from dc_lightning import Evaluator, InputError, Recipe, load_synthetic
 from dc_lightning.cli import main
-from dc_lightning.errors import InputError
-from dc_lightning.evaluation import Recipe
-from dc_lightning.report import collect
-from dc_lightning.selection import (
-    Forgetting,
-    embed,
-    herding,
-    k_center,
-    most_forgotten,
-    require_embed,
-    select,
-    whole_set_network,
-)
-from dc_lightning.synthetic import load_synthetic
+from dc_lightning.evaluation import evaluator
+from dc_lightning.evaluation.baselines import WholeSet
+from dc_lightning.evaluation.selection import Forgetting, herding, k_center, most_forgotten
+from dc_lightning.experiments.report import collect
+from dc_lightning.matching.embeddings import embed
+from dc_lightning.networks import make_network
 
 CPU = torch.device("cpu")
 
@@ -74,13 +66,16 @@ def test_forgetting_counts_right_to_wrong_and_puts_the_never_learnt_first():
     assert most_forgotten(counting.events(), 2).tolist() == [2, 0]
 
 
+def whole_set(data, folder, epochs=2, seed=0):
+    return WholeSet(Evaluator(data, CPU, seed), Recipe(), epochs, folder)
+
+
 def test_a_network_of_the_whole_set_is_trained_once(tiny_data, tmp_path, monkeypatch):
-    arguments = ("MLP", tiny_data, Recipe(), 3, 5, CPU, tmp_path)
-    said = []
-    first = whole_set_network(*arguments, said.append)
+    networks, said = whole_set(tiny_data, tmp_path, 3, 5), []
+    first = networks.network("MLP", 0, said.append)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    monkeypatch.setattr("dc_lightning.selection.train_and_test", lambda *_: pytest.fail("trained again"))
-    again = whole_set_network(*arguments)
+    monkeypatch.setattr("dc_lightning.evaluation.baselines.train_and_test", lambda *_: pytest.fail("trained again"))
+    again = networks.network("MLP", 0)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     assert again.accuracy == first.accuracy
     assert torch.equal(again.events, first.events)
@@ -88,47 +83,61 @@ def test_a_network_of_the_whole_set_is_trained_once(tiny_data, tmp_path, monkeyp
     (path,) = files
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="damaged"):
-        whole_set_network(*arguments)
+        networks.network("MLP", 0)
 
 
-@pytest.mark.parametrize("change", ["epochs", "seed", "network", "data"])
+@pytest.mark.parametrize("change", ["epochs", "seed", "network", "number", "data"])
 def test_another_network_of_the_whole_set_is_another_file(change, tiny_data, tmp_path):
-    first = {"network": "MLP", "data": tiny_data, "epochs": 1, "seed": 0}
-    other = TinyData()
-    other.setup()
-    other.real._images.images[0, 0, 0, 0] += 1  # the same name, classes and number of images
-    second = {**first, **{"epochs": {"epochs": 2}, "seed": {"seed": 1}, "data": {"data": other}}.get(change, {})}
-    if change == "network":
-        second["network"] = {"class_path": "conftest.TinyNet", "init_args": {"width": 2}}
-    for settings in (first, second):
-        whole_set_network(**settings, recipe=Recipe(), device=CPU, folder=tmp_path)
+    whole_set(tiny_data, tmp_path, 1).network("MLP", 0)
+    settings = {"data": tiny_data, "epochs": 1, "seed": 0} | {
+        "epochs": {"epochs": 2},
+        "seed": {"seed": 1},
+        "data": {"data": Changed()},
+    }.get(change, {})
+    if change == "data":
+        settings["data"].setup()
+    network = {"class_path": "conftest.TinyNet", "init_args": {"width": 2}} if change == "network" else "MLP"
+    whole_set(settings["data"], tmp_path, settings["epochs"], settings["seed"]).network(network, int(change == "number"))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+class Changed(TinyData):
+    """The same name, classes and number of images; one pixel differs."""
+
+    dataset_name = "TinyData"
+
+    def load(self):
+        (images, labels), test, names = super().load()
+        images[0, 0, 0, 0] = 1 - images[0, 0, 0, 0]
+        return (images, labels), test, names
 
 
 @pytest.mark.parametrize("method", ["herding", "k-center", "forgetting"])
 def test_selected_images_are_real_ones_of_their_class(method, tiny_data, tmp_path):
-    trained = whole_set_network("MLP", tiny_data, Recipe(), 2, 0, CPU, tmp_path)
-    chosen = select(method, 3, "MLP", trained, tiny_data, CPU)
+    networks = whole_set(tiny_data, tmp_path)
+    chosen = networks.select(method, 3, "MLP")
     assert chosen.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for image, label in chosen:
         real = tiny_data.real.take(tiny_data.real.rows[int(label)])
         assert (real == image).flatten(1).all(1).sum() == 1
     if method == "herding":
-        features = embed("MLP", trained.state, tiny_data, 1, CPU)
+        network = make_network("MLP", tiny_data, 0)
+        network.load_state_dict(networks.network("MLP", 0).state)
+        with torch.no_grad():
+            features = embed(network.eval(), tiny_data.real.take(tiny_data.real.rows[1]))
         rows = tiny_data.real.rows[1][slow_herding(features.double(), 3)]
         assert torch.equal(chosen.images[3:6], tiny_data.real.take(rows))
 
 
-def test_features_need_a_network_that_has_some(tiny_data):
-    with pytest.raises(InputError, match="embed"):
-        require_embed("conftest.TinyNet", tiny_data)
+def test_features_of_somebody_elses_network_are_taken_before_its_last_layer(tiny_data, tmp_path):
+    assert len(whole_set(tiny_data, tmp_path).select("herding", 2, "conftest.TinyNet")) == 6
 
 
-SELECT = [
-    *("select", "--data", "conftest.TinyData", "--model.network", "MLP", "--model.ipc", "2", "--trainer.accelerator"),
-    *("cpu", "--evaluation.features_network", "MLP", "--evaluation.whole_set_epochs", "2"),
-    *("--evaluation.num_networks", "2", "--evaluation.recipe.epochs", "2"),
-]
+SELECT = (
+    "select --data conftest.TinyData --model.network MLP --model.ipc 2 --trainer.accelerator cpu "
+    "--evaluation.features_network MLP --evaluation.whole_set_epochs 2 --evaluation.num_networks 2 "
+    "--evaluation.recipe.epochs 2"
+).split()
 
 
 def test_the_command_selects_and_scores(tmp_path, monkeypatch, capsys):
@@ -161,10 +170,10 @@ def test_random_images_are_a_set_like_any_other(tmp_path, monkeypatch):
     assert (row.key.method, row.sets, len(row.accuracies), problems) == ("random", 2, 4, [])
 
 
-def test_an_evaluation_that_is_stopped_goes_on_with_the_networks_that_are_left(tmp_path, monkeypatch):
+def test_an_evaluation_that_is_stopped_continues_with_the_networks_that_are_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["dc-lightning"])
-    original, done, stop_at = evaluation.train_and_test, [], [3]
+    original, done, stop_at = evaluator.train_and_test, [], [3]
 
     def counting(*args, **kwargs):
         if len(done) + 1 == stop_at[0]:
@@ -173,7 +182,7 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_networks_that_are_left(t
         done.append(found[0])
         return found
 
-    monkeypatch.setattr(evaluation, "train_and_test", counting)
+    monkeypatch.setattr(evaluator, "train_and_test", counting)
     words = [*SELECT, "--method", "random", "--evaluation.baselines", "[]", "--trainer.logger.version", "one"]
     words += ["--evaluation.networks", "[MLP, ConvNetD1]"]
     folder = Path("lightning_logs/one")
@@ -196,7 +205,7 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_networks_that_are_left(t
     ("words", "said"),
     [
         (["--method", "magic"], "herding"),
-        (["--method", "herding", "--evaluation.features_network", "conftest.TinyNet"], "embed"),
+        (["--method", "herding", "--evaluation.features_network", "conftest.embedding"], "one logit a class"),
         (["--method", "herding", "--evaluation.baselines", "[nothing]"], "k-center"),
         (["--method", "herding", "--model.ipc", "0"], "ipc must be at least 1"),
         (["--method", "herding", "--evaluation.whole_set_epochs", "0"], "whole_set_epochs must be at least 1"),

@@ -1,13 +1,19 @@
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN_FOLDER, assert_golden_summary
 from PIL import Image
 
 from dc_lightning.errors import InputError
-from dc_lightning.synthetic import SyntheticSet, load_synthetic, write_whole
+from dc_lightning.files import write_whole
+from dc_lightning.synthetic import SyntheticSet, load_synthetic
+
+
+DECODE = json.loads((GOLDEN_FOLDER / "idc_dream.json").read_text())["decode"]
 
 
 @pytest.fixture
@@ -121,7 +127,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
 
 def good():
     return {
-        "format": "dc_lightning synthetic set 1",
+        "format": "dc_lightning synthetic set 2",
         "images": torch.zeros(2, 1, 2, 2),
         "labels": torch.tensor([0, 1]),
         "mean": [0.5],
@@ -137,6 +143,8 @@ def good():
         ({"labels": torch.tensor([0])}, "one label"),
         ({"labels": torch.tensor([0, 5])}, "go up to 5"),
         ({"labels": torch.tensor([0, -1])}, "0 or more"),
+        ({"labels": torch.tensor([[0.5, 0.6], [0.0, 1.0]])}, "sum to 1"),
+        ({"labels": torch.tensor([[1.5, -0.5], [0.0, 1.0]])}, "sum to 1"),
         ({"images": torch.zeros(2, 4)}, r"\(n, C, H, W\)"),
         ({"images": torch.full((2, 1, 2, 2), float("nan"))}, "NaN"),
         ({"images": torch.zeros(0, 1, 2, 2), "labels": torch.zeros(0)}, "no images"),
@@ -196,4 +204,52 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_metadata_is_plain_json(synthetic, tmp_path):
     synthetic.export(tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "synthetic.json").read_text())["source"]["method"] == "test"
+    source = json.loads((tmp_path / "out" / "synthetic.json").read_text())["source"]
+    assert source == {"method": "test", "ipc": 2, "stored_as": "8-bit images"}  # it is another set than the original
+
+
+def test_a_file_of_the_first_version_is_read(tmp_path):
+    old = {**good(), "format": "dc_lightning synthetic set 1", "source": {"method": "gradient matching", "ipc": 1}}
+    torch.save(old, tmp_path / "set.pt")
+    (found,) = load_synthetic(tmp_path / "set.pt")
+    assert (found.method, found.factor, found.space) == ("DC", 1, "normalised")
+
+
+@pytest.mark.parametrize("entry", [e for e in DECODE if e["type"] == "single"], ids=lambda e: f"{e['size']}-{e['factor']}")
+def test_decoding_is_that_of_the_authors_code(entry):
+    shape = 3, entry["channels"], entry["size"], entry["size"]
+    pixels = torch.tensor(np.clip(0.5 + np.random.RandomState(2000).standard_normal(shape) / 4, 0, 1))
+    mean, std = [0.2] * entry["channels"], [0.3] * entry["channels"]
+    stored = SyntheticSet(
+        pixels, torch.arange(3), tuple(mean), tuple(std), ("a", "b", "c"), space="pixels", factor=entry["factor"]
+    )
+    images, labels = stored.decoded()
+    assert labels.tolist() == entry["targets"]
+    assert_golden_summary(images * 0.3 + 0.2, entry["decoded"])
+    assert len(stored) == len(images)
+    assert torch.equal(stored[4][0], images[4])
+    normalised = replace(stored, images=(pixels - 0.2) / 0.3, space="normalised")
+    torch.testing.assert_close(normalised.decoded()[0], images, atol=1e-6, rtol=0)
+
+
+def test_factor_and_space_are_saved_and_factors_out_of_range_are_named(synthetic, tmp_path):
+    packed = replace(synthetic, images=synthetic.unit_range_images(), space="pixels", factor=2)
+    packed.save(tmp_path / "set.pt")
+    (loaded,) = load_synthetic(tmp_path / "set.pt")
+    assert (loaded.space, loaded.factor, len(loaded), loaded.ipc) == ("pixels", 2, 24, 2)
+    assert torch.equal(loaded.decoded()[0], packed.decoded()[0])
+    with pytest.raises(InputError, match=r"factor must be in 1..4 for images of 4x5, got 5"):
+        replace(packed, factor=5).decoded()
+
+
+def test_soft_labels_are_kept(synthetic, tmp_path):
+    probabilities = torch.full((6, 3), 0.1) + 0.7 * torch.eye(3).repeat_interleave(2, dim=0)
+    soft = replace(synthetic, labels=probabilities)
+    soft.save(tmp_path / "set.pt")
+    (loaded,) = load_synthetic(tmp_path / "set.pt")
+    assert torch.equal(loaded.labels, probabilities)
+    assert torch.equal(loaded.hard_labels, synthetic.labels)
+    assert loaded.ipc == 2
+    assert torch.equal(loaded.grid(), synthetic.grid())
+    with pytest.raises(InputError, match="hard labels only"):
+        soft.export(tmp_path / "out")

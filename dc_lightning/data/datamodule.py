@@ -134,7 +134,7 @@ class CondensationDataModule(LightningDataModule, ABC):
             self._prepared(train, train_labels), train_labels, self.class_names, shape, self.batch_real
         )
         self._test = self._prepared(test, test_labels)
-        self._test_labels = test_labels
+        self.test_labels = test_labels
         few = [n for n in self.real.counts() if n < self.batch_real]
         if few:
             rank_zero_only(log.warning)(
@@ -200,7 +200,7 @@ class CondensationDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader:
         """Batches of (images, labels), normalised, in order."""
         if isinstance(self._test, ImagesInMemory):
-            tensors = TensorDataset(self._test.images, self._test_labels.to(self._test.images.device))
+            tensors = TensorDataset(self._test.images, self.test_labels.to(self._test.images.device))
             return DataLoader(
                 tensors, sampler=BatchSampler(SequentialSampler(tensors), self.test_batch_size, False), batch_size=None
             )

@@ -59,7 +59,7 @@ class _Torchvision(CondensationDataModule):
         self.download = download
 
     @abstractmethod
-    def _dataset(self, train: bool, download: bool = False) -> Any:
+    def make_dataset(self, train: bool, download: bool = False) -> Any:
         """Torchvision's dataset of one split."""
 
     @abstractmethod
@@ -77,12 +77,12 @@ class _Torchvision(CondensationDataModule):
         """
         for train in (True, False):
             try:
-                self._dataset(train)
+                self.make_dataset(train)
             except Exception as missing:  # not there, or damaged in whatever way
                 reason: Exception = missing
                 if self.download:
                     try:
-                        self._dataset(train, download=True)
+                        self.make_dataset(train, download=True)
                         continue
                     except Exception as failed:  # whatever the network, the mirror or the disk answers
                         reason = failed
@@ -96,7 +96,7 @@ class _Torchvision(CondensationDataModule):
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
-        train, test = self._dataset(True), self._dataset(False)
+        train, test = self.make_dataset(True), self.make_dataset(False)
         return self._tensors(train), self._tensors(test), self._names(train)
 
 
@@ -112,7 +112,7 @@ class MNIST(_Torchvision):
     default_mean, default_std = (0.1307,), (0.3081,)
     files = tuple(f"MNIST/raw/{file}" for file in _IDX_FILES)
 
-    def _dataset(self, train: bool, download: bool = False) -> Any:
+    def make_dataset(self, train: bool, download: bool = False) -> Any:
         return datasets.MNIST(self.root, train=train, download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -128,7 +128,7 @@ class FashionMNIST(_Torchvision):
     default_mean, default_std = (0.2861,), (0.3530,)
     files = tuple(f"FashionMNIST/raw/{file}" for file in _IDX_FILES)
 
-    def _dataset(self, train: bool, download: bool = False) -> Any:
+    def make_dataset(self, train: bool, download: bool = False) -> Any:
         return datasets.FashionMNIST(self.root, train=train, download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -142,7 +142,7 @@ class SVHN(_Torchvision):
     default_mean, default_std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
     files = ("train_32x32.mat", "test_32x32.mat")
 
-    def _dataset(self, train: bool, download: bool = False) -> Any:
+    def make_dataset(self, train: bool, download: bool = False) -> Any:
         return datasets.SVHN(self.root, split="train" if train else "test", download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -161,7 +161,7 @@ class CIFAR10(_Torchvision):
     default_mean, default_std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     files = tuple(f"cifar-10-batches-py/{name}" for name in (*_CIFAR10_BATCHES, "test_batch", "batches.meta"))
 
-    def _dataset(self, train: bool, download: bool = False) -> Any:
+    def make_dataset(self, train: bool, download: bool = False) -> Any:
         return datasets.CIFAR10(self.root, train=train, download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -174,7 +174,7 @@ class CIFAR100(CIFAR10):
     default_mean, default_std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
     files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
 
-    def _dataset(self, train: bool, download: bool = False) -> Any:
+    def make_dataset(self, train: bool, download: bool = False) -> Any:
         return datasets.CIFAR100(self.root, train=train, download=download)
 
 

@@ -158,7 +158,7 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
     evaluation = (content.get("configuration") or {}).get("evaluation") or {}
     for number, column in enumerate(content["columns"]):
         name = _OLD_NAMES.get(str(column["name"]), str(column["name"]))
-        is_baseline = number > 0 or name in _BOUNDS
+        is_baseline = number > 0 or name == "whole set"
         here = [{"method": name}] if is_baseline else [_complete(source, content) for source in sources]
         if name in get_args(Selection):
             here = [{"features": evaluation.get("features_network"), "seed": content.get("seed"), **s} for s in here]
