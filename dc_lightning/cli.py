@@ -254,11 +254,11 @@ class CondensationCLI(LightningCLI):
         """Refuses what would be overruled silently, and names the default classes."""
         words = cast(list[str], args)
         if words[:1] and words[0] in self.subcommands():
-            _refuse_seeds(words)
-            _check_classes(words)
             for name, value in _options(words):
                 if name == "ckpt_path" and value not in ("last", "auto"):
-                    require_checkpoint(Path(value))  # says of a version's what its configuration would not
+                    require_checkpoint(Path(value))  # of an older version, whose configuration is not understood
+            _refuse_seeds(words)
+            _check_classes(words)
             words = _with_default_classes(words)
         self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
         if self._only_parse:

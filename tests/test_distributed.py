@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class NotesNetworks(pl.Callback):
     """Writes down what every rank's network looks like after every step and its inner loop."""
 
     def on_train_batch_end(self, trainer, module, *_):
-        network = module._unregistered["network"]
+        network = module.network
         total = sum(float(p.detach().double().abs().sum()) for p in network.parameters())
         with open(f"network_{trainer.global_rank}.txt", "a") as file:
             file.write(f"{trainer.current_epoch} {total!r}\n")
@@ -108,7 +109,7 @@ def test_killed_and_resumed(before, after, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    process.join(60)
     assert run([*ARGS, *devices[1], "--ckpt_path", "last"], tmp_path) == 0
     found, expected = outcome(tmp_path), outcome(tmp_path / "whole")
     if before == after:
@@ -125,11 +126,9 @@ def test_killed_and_resumed(before, after, tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "count"),
-    [
-        *(("inside an evaluation", count) for count in (1, 2, 3, 4)),  # on both processes: of five networks each
-        *(("inside a checkpoint write", count) for count in (2, 9, 38)),  # on the first: of 38
-        *(("after a checkpoint write", count) for count in (1, 9, 38)),
-    ],
+    [("inside an evaluation", count) for count in (1, 2, 3, 4)]  # on both processes: of five networks each
+    + [("inside a checkpoint write", count) for count in (2, 9, 38)]  # on the first: of 38
+    + [("after a checkpoint write", count) for count in (1, 9, 38)],
 )
 def test_two_processes_killed_there(where, count, two_processes, tmp_path):
     assert run([*ARGS, *FORK, "2"], tmp_path, where, count) != 0
@@ -146,7 +145,7 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.slow
 def test_processes_that_find_other_checkpoints_say_so(tmp_path):
-    """Two machines without a shared folder: the one has a run to go on from, the other has none."""
+    """Two machines without a shared folder: the one has a run to resume, the other has none."""
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()
@@ -166,7 +165,7 @@ def test_processes_that_find_other_checkpoints_say_so(tmp_path):
     ]
     for code, output in [finish(node) for node in nodes]:
         assert code == 2, output
-        assert "must go on from one checkpoint" in output
+        assert "must resume from one checkpoint" in output
 
 
 def in_a_group(args, folder):
@@ -193,6 +192,16 @@ def start(command, folder, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+def wait_for_line(process, text, seconds=120):
+    """Reads the output of a process up to a line with a text; kills it where that does not come in time."""
+    killer = threading.Timer(seconds, process.kill)
+    killer.start()
+    try:
+        assert any(text in line for line in process.stdout), f"'{text}' did not come"
+    finally:
+        killer.cancel()
 
 
 def finish(process, timeout=180):
@@ -292,8 +301,7 @@ def test_the_warning_of_slurm_stops_after_a_whole_step(tmp_path):
     one_task = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "condense", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"}
     long = [*ARGS, "--evaluation.every_n", "0", "--trainer.max_epochs", "2000"]
     process = start(["dc_lightning", *long], tmp_path, **one_task, SLURM_LOCALID="0", SLURM_NODEID="0")
-    while "outer iteration 100/" not in process.stdout.readline():
-        assert process.poll() is None
+    wait_for_line(process, "outer iteration 100/")
     process.send_signal(signal.SIGUSR1)
     code, output = finish(process, timeout=60)
     assert code == 128 + signal.SIGUSR1, output
@@ -323,8 +331,7 @@ def test_bad_input_is_said_once(tmp_path):
 def test_a_signal_to_the_first_process_stops_all_and_saves(signum, one_process, tmp_path):
     args = [*ARGS, "--evaluation.every_n", "0", "--model.lr_images_cooldown", "0"]  # which looks ahead to the end
     process = start(["dc_lightning", *args, *DDP, "--trainer.max_epochs", "2000"], tmp_path)
-    while "outer iteration 100/" not in process.stdout.readline():
-        assert process.poll() is None
+    wait_for_line(process, "outer iteration 100/")
     process.send_signal(signum)
     code, output = finish(process, timeout=60)
     assert code == 128 + signum, output
@@ -349,7 +356,7 @@ def test_a_signal_inside_an_evaluation_of_two_processes(one_process, tmp_path):
     process.send_signal(signal.SIGTERM)
     code, output = finish(process, timeout=60)
     assert code == 128 + signal.SIGTERM, output
-    assert "Go on with" in output
+    assert "Resume with" in output
     assert run([*ARGS, "--ckpt_path", "last"], tmp_path) == 0
     assert_is(tmp_path, one_process)
 
@@ -359,6 +366,4 @@ def test_an_evaluation_may_outlast_the_time_out_of_the_processes(tmp_path):
     strategy = f'{{"class_path": "pytorch_lightning.strategies.DDPStrategy", "init_args": {settings}}}'
     args = [*ARGS, "--trainer.devices", "2", "--trainer.strategy", strategy, "--data", "test_distributed.SlowToTest"]
     one = ["--evaluation.num_networks", "1", "--evaluation.every_n", "0", "--evaluation.baselines", "[]"]
-    begun = time.monotonic()
-    assert run([*args, *one], tmp_path) == 0
-    assert time.monotonic() - begun > SlowToTest.seconds
+    assert run([*args, *one], tmp_path) == 0  # without the longer time-out the other process gives up

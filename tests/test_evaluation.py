@@ -205,18 +205,14 @@ class CutMix:
         return mixed, self.seen[-1]
 
 
-def smooth_loss(logits, labels):
-    return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-
-
 def test_a_recipe_takes_an_augmentation_of_labels_and_a_loss_and_says_so(tiny_data):
     cutmix = {"class_path": "test_evaluation.CutMix", "init_args": {"classes": 3}}
-    recipe = Recipe(name="mixed", epochs_augmented=4, augmentation=cutmix, loss="test_evaluation.smooth_loss")
+    recipe = Recipe(name="mixed", epochs_augmented=4, augmentation=cutmix, loss="conftest.smooth_loss")
     CutMix.seen.clear()
     (found,) = score([random_set(tiny_data, 2, 0)], tiny_data, ["MLP"], 1, recipe)
     assert len(CutMix.seen) == 5
     assert (found.recipe, found.augmentation) == ("mixed", ["test_evaluation.CutMix(classes=3)"])
-    assert found.to_dict()["loss"] == "test_evaluation.smooth_loss"
+    assert found.to_dict()["loss"] == "conftest.smooth_loss"
 
 
 def test_soft_labels_train_by_their_probabilities(tiny_data):

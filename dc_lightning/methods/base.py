@@ -110,8 +110,9 @@ class Condenser(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if ipc < 1:
+            raise InputError(f"ipc must be at least 1 (synthetic images per class), got {ipc}.")
         require_at_least(
-            ipc=(ipc, 1),
             lr_images=(lr_images, 0),
             momentum_images=(momentum_images, 0),
             real_chunk_size=(real_chunk_size, 1),
@@ -230,9 +231,14 @@ class Condenser(LightningModule):
         """For what a network itself draws, such as dropout; see `derived_seed`."""
         return seeded(self.derived_seed(purpose, step, *label), self.device)
 
+    @property
+    def network(self) -> nn.Module | None:
+        """The network of this outer iteration, once it has begun."""
+        return self._unregistered.get("network")
+
     def forward_of(self, network: nn.Module) -> Forward:
         """The network of this outer iteration, compiled if that is switched on."""
-        if network is not self._unregistered.get("network"):
+        if network is not self.network:
             return compiled(network)
         if self._forward is None:
             self._forward = compiled(network)
