@@ -405,7 +405,7 @@ def _export(words: Sequence[str]) -> int:
 def _reproduce(words: Sequence[str]) -> int:
     from dc_lightning.experiments import reproduce  # needs a system with POSIX signals and locks
 
-    return reproduce.main(words)
+    return reproduce.main(words, check_words)
 
 
 def _report(words: Sequence[str]) -> int:

@@ -56,8 +56,8 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
                 raise
             compile_networks(False)
             rank_zero_warn(
-                f"Networks cannot be compiled here ({first_line(error)}); continuing without. Install a C++ compiler (on "
-                "a GPU: Triton), or leave the compilation off."
+                f"Networks cannot be compiled here ({first_line(error)}); continuing without. Install a C++ compiler "
+                "(on a GPU: Triton), or leave the compilation off."
             )
             call = network.__call__
             return call(images)

@@ -199,7 +199,10 @@ BAD = {
     "near option": (["--model.lr_imags", "0.1"], "Did you mean '--model.lr_images'?"),
     "near network": (["--model.network", "ConvNetD22"], "Did you mean 'ConvNetD2'?"),
     "siamese operation": (
-        ["--model.augmentation", '{"class_path": "dc_lightning.augmentation.Siamese", "init_args": {"strategy": "flop"}}'],
+        [
+            "--model.augmentation",
+            '{"class_path": "dc_lightning.augmentation.Siamese", "init_args": {"strategy": "flop"}}',
+        ],
         "Did you mean 'flip'?",
     ),
     "recipe": (["--evaluation.other_recipes", "[idcc]"], "no 'evaluation/idcc.yaml'"),
@@ -310,7 +313,9 @@ def test_every_shipped_config_is_understood_and_says_its_command(path):
     assert text.startswith("# ")
     command = next(line for line in text.splitlines() if line.startswith("#   dc-lightning "))
     assert str(path) in text
-    assert ("configs/base.yaml" in command) is not runs_alone(path) or path == Path("base.yaml") or "evaluate" in command
+    assert (
+        ("configs/base.yaml" in command) is not runs_alone(path) or path == Path("base.yaml") or "evaluate" in command
+    )
     given = yaml.safe_load(text)
     for key, value in (given.get("model") or {}).get("init_args", {}).items():
         assert found["model"]["init_args"][key] == value
@@ -318,7 +323,9 @@ def test_every_shipped_config_is_understood_and_says_its_command(path):
         assert found["evaluation"]["recipe"][key] == value
 
 
-@pytest.mark.parametrize("path", [path for path in shipped() if path.parent in (Path("methods"), Path("presets"))], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in shipped() if path.parent in (Path("methods"), Path("presets"))], ids=str
+)
 def test_every_method_and_preset_is_made_and_scored_by_a_shipped_recipe(path):
     content = yaml.safe_load((CONFIGS / path).read_text())
     method = getattr(dc_lightning, content["model"]["class_path"].rpartition(".")[2])(**content["model"]["init_args"])

@@ -20,8 +20,6 @@ from dc_lightning.networks import NETWORKS, make_network
 CPU = torch.device("cpu")
 
 
-
-
 def score(sets, data, networks, count, recipe, seed=0, group=None):
     return Evaluator(data, CPU, seed, group or Group()).score(sets, networks, count, recipe)
 
@@ -223,7 +221,9 @@ def test_soft_labels_train_by_their_probabilities(tiny_data):
     _, expected = train_and_test(hard, Job("MLP", recipe, 0), tiny_data, CPU)
     for labels, same in ((one_hot, True), ((one_hot + 1 / 3) / 2, False)):
         _, network = train_and_test(replace(hard, labels=labels), Job("MLP", recipe, 0), tiny_data, CPU)
-        close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(network.parameters(), expected.parameters(), strict=True)]
+        close = [
+            torch.allclose(a, b, atol=1e-5) for a, b in zip(network.parameters(), expected.parameters(), strict=True)
+        ]
         assert all(close) is same
 
 

@@ -9,8 +9,8 @@ from conftest import TinyData
 from PIL import Image
 
 from dc_lightning.cli import main
-from dc_lightning.evaluation import random_set
-from dc_lightning.report import collect, tables
+from dc_lightning.evaluation.baselines import random_set
+from dc_lightning.experiments.report import collect, tables
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="ConvNet", distance="ours", ipc=1, **more):
     """A results.json as a fit by the paper's protocol writes it, or with other settings."""
     source = {
-        "method": "gradient matching",
+        "method": "gradient matching" if method == "DC" else method,
         "dataset": "FashionMNIST",
         "network": network,
         "distance": distance,
@@ -31,7 +31,6 @@ def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="Con
         "inner_epochs": 50 if ipc == 10 else 1,
         "lr_images": 0.1,
         "features": network,
-        "epochs": 20,
     }
     source |= {key: value for key, value in more.items() if key not in ("tested_on", "epochs", "recipe")}
     tested = more.get("tested_on", "ConvNet")
@@ -65,7 +64,7 @@ def test_experiments_are_pooled_and_copies_count_once(tmp_path):
     (row,) = rows
     assert row.accuracy == (pytest.approx(73.0), pytest.approx(5**0.5))
     assert (len(row.accuracies), row.sets, len(read), problems) == (4, 2, 3, [])
-    assert row.key.departures == ()
+    assert row.departures == ()
     assert row.paper == (70.5, 0.6)
 
 
@@ -82,30 +81,72 @@ def test_the_same_seeds_with_other_accuracies_count_once(tmp_path):
     ("change", "said"),
     [
         ({"iteration": 200}, "200 iterations"),
-        ({"batch_real": 64}, "64 real images"),
+        ({"batch_real": 64}, "batch_real 64"),
         ({"init": "real"}, "init real"),
-        ({"lr_images": 1.0}, "image lr 1.0"),
-        ({"epochs": 50}, "51 test epochs"),
-        ({"ipc": 10, "inner_epochs": 10}, "10 inner epochs"),
-        ({"network": "MLP", "lr_images": 0.1}, "image lr 0.1"),
-        ({"outer_steps": 10, "inner_epochs": 50}, "10 outer steps, 50 inner epochs"),
-        ({"momentum_images": 0.9}, "momentum 0.9"),
-        ({"lr_images_cooldown": 0.5}, "image lr cooldown 0.5"),
-        ({"lr_images_cooldown": 0.5, "max_epochs": 1000}, "image lr cooldown 0.5"),
-        ({"lr_images_cooldown": 0.5, "max_epochs": 2000}, "image lr cooldown 0.5 of 2000 iterations"),
-        ({"class": "Siamese"}, "by Siamese"),
+        ({"lr_images": 1.0}, "lr_images 1.0"),
+        ({"ipc": 10, "inner_epochs": 10}, "inner_epochs 10"),
+        ({"network": "MLP", "lr_images": 0.1}, "lr_images 0.1"),
+        ({"outer_steps": 10, "inner_epochs": 50}, "outer_steps 10, inner_epochs 50"),
+        ({"momentum_images": 0.9}, "momentum_images 0.9"),
+        ({"lr_images_cooldown": 0.5}, "lr_images_cooldown 0.5"),
+        ({"lr_images_cooldown": 0.5, "max_epochs": 1000}, "lr_images_cooldown 0.5"),
+        ({"lr_images_cooldown": 0.5, "max_epochs": 2000}, "lr_images_cooldown 0.5 of 2000 iterations"),
         ({"precision": "bf16-mixed"}, "precision bf16-mixed"),
+        ({"strength": 3}, "strength 3"),
+    ],
+)
+def test_a_custom_set_is_told_apart_with_its_departures_in_a_note(change, said, tmp_path):
+    results(tmp_path / "paper", ipc=change.get("ipc", 1))
+    results(tmp_path / "ours", seed=1, **change)
+    rows, _, _ = collect([tmp_path])
+    assert {(row.key.label, ", ".join(row.departures)) for row in rows} == {("DC", ""), ("DC, custom", said)}
+    text = "\n".join(table.markdown() for table in tables(rows))
+    assert said in text
+    if change.get("network", "ConvNet") == "ConvNet":
+        assert "| FashionMNIST: DC, custom [1] |" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 50}, "51 test epochs"),
         ({"recipe": {"lr": 1.0}}, "evaluation lr 1.0"),
         ({"tested_on": "ConvNetBN"}, "augmentation none"),
     ],
 )
-def test_departures_are_marked_and_not_pooled(change, said, tmp_path):
-    results(tmp_path / "paper", ipc=change.get("ipc", 1))
+def test_scores_by_another_recipe_are_told_apart(change, said, tmp_path):
+    results(tmp_path / "paper")
     results(tmp_path / "ours", seed=1, **change)
     rows, _, _ = collect([tmp_path])
-    assert len(rows) == 2
-    assert {", ".join(row.key.departures) for row in rows} == {"", said}
-    assert any(said in table.markdown() for table in tables(rows))
+    assert {row.key.scored for row in rows} == {(), (said,)}
+
+
+def test_a_set_of_a_shipped_preset_is_called_by_it(tmp_path):
+    fast = {"init": "k-means", "lr_images": 0.3, "lr_images_cooldown": 0.5, "batch_real": 64, "iteration": 280}
+    results(tmp_path / "fast", **fast)
+    results(tmp_path / "almost", seed=1, **{**fast, "iteration": 279})
+    results(tmp_path / "elsewhere", seed=2, **fast, dataset="SVHN")
+    rows, _, _ = collect([tmp_path])
+    labels = {(row.key.dataset, row.key.label) for row in rows}
+    assert labels == {
+        ("FashionMNIST", "DC, preset fashion_mnist_dc"),
+        ("FashionMNIST", "DC, custom"),
+        ("SVHN", "DC, custom"),
+    }
+
+
+def test_a_method_of_the_same_name_from_elsewhere_has_no_papers_figure(tmp_path):
+    results(tmp_path / "theirs", **{"class": "their.DC"})
+    (row,) = collect([tmp_path])[0]
+    assert row.paper is None
+
+
+def test_an_exported_set_is_not_a_repeat_of_its_original(tmp_path):
+    results(tmp_path / "a", accuracies=(0.7, 0.72))
+    results(tmp_path / "b", accuracies=(0.6, 0.62), stored_as="8-bit images")
+    rows, _, problems = collect([tmp_path])
+    assert problems == []
+    assert {row.key.label: round(row.accuracy[0]) for row in rows} == {"DC": 71, "DC, 8-bit images": 61}
 
 
 def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
@@ -118,14 +159,12 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     results(tmp_path / "whole", method="whole set", accuracies=(0.875,), epochs=19)
     rows, _, _ = collect([tmp_path])
     markdown = "\n".join(table.markdown() for table in tables(rows))
-    head, _, line = markdown.splitlines()[2:5]
-    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
-    assert cells["DC, 200 iterations"] == "70.0 ± 0.0 (n=2)<br>paper 70.5 ± 0.6 (-0.5)"
-    assert cells["whole set, 20 epochs |"] == "87.5 ± 0.0 (n=1)<br>paper 93.5 ± 0.1 (-6.0) |"
-    assert "DC, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
+    assert "| FashionMNIST: DC, custom [1] | 70.0 ± 0.0 (70.5 ± 0.6), n=2 |" in markdown
+    assert "| FashionMNIST: whole set, 20 epochs | 87.5 ± 0.0 (93.5 ± 0.1), n=1 |" in markdown
+    assert "DC, custom, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
     assert "ConvNet, 11 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 | +20.0 |" in markdown
     assert "ConvNet, 21 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 |  |" in markdown
-    assert "herding, features after 20 epochs, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
+    assert "herding, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
 
 
 def test_rows_and_columns_have_the_papers_order(tmp_path):
@@ -139,10 +178,10 @@ def test_rows_and_columns_have_the_papers_order(tmp_path):
     found = {table.title: table.markdown().splitlines() for table in tables(rows)}
     by_width = next(lines for title, lines in found.items() if "T2" in title)
     assert by_width[2] == f"| set | {' | '.join(widths)} |"
-    assert [line.split(" | ")[0][2:] for line in by_width[4:]] == [*widths, "ConvNet"][: len(by_width) - 4]
+    assert [line.split(" | ")[0][2:] for line in by_width[4:8]] == [f"DC, {network}" for network in sorted(widths)]
     distances = next(lines for title, lines in found.items() if "T7" in title)
     assert distances[2] == "| distance | ConvNet |"
-    assert [line.split(" | ")[0][2:] for line in distances[4:]] == ["ours", "mse", "cos"]
+    assert [line.split(" | ")[0][2:] for line in distances[4:]] == ["ours, DC", "mse, DC", "cos, DC"]
 
 
 def test_figures_are_not_cut_where_there_is_little_room(tmp_path, capsys, monkeypatch):
@@ -152,7 +191,7 @@ def test_figures_are_not_cut_where_there_is_little_room(tmp_path, capsys, monkey
         results(tmp_path / method, method=method, accuracies=(0.61 + number / 10,) * 2)
     assert main(["report", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert all(f"{number}1.0 ± 0.0 (n=2)" in said for number in (6, 7, 8, 9))
+    assert all(f"{number}1.0 ± 0.0" in said for number in (6, 7, 8, 9))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +222,8 @@ def test_cells_that_were_not_run_stay_blank(tmp_path):
         results(tmp_path / distance, distance=distance)
     rows, _, _ = collect([tmp_path])
     markdown = "\n".join(table.markdown() for table in tables(rows))
-    assert "| LeNet | 71.0 ± 1.0 (n=2) |  |" in markdown
-    assert "| mse | 71.0 ± 1.0 (n=2) |" in markdown
+    assert "| DC, LeNet | 71.0 ± 1.0, n=2 |  |" in markdown
+    assert "| mse, DC | 71.0 ± 1.0, n=2 |" in markdown
     assert only(rows, distance="mse").paper is None
 
 
@@ -217,7 +256,7 @@ def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, monkeypatch, 
     said = capsys.readouterr().err.splitlines()
     for name in (*broken, "binary"):
         assert sum(f"'{name}/results.json'" in line for line in said) == 1, name
-    assert "71.0 ± 1.0 (n=2)" in Path("report/report.md").read_text()
+    assert "71.0 ± 1.0 (70.5 ± 0.6), n=2" in Path("report/report.md").read_text()
 
 
 def test_everything_is_written(tmp_path, monkeypatch):
@@ -251,9 +290,11 @@ def test_bad_input_gets_one_sentence(words, said, tmp_path, monkeypatch, capsys)
     assert len(shown.splitlines()) == 1
 
 
-def test_the_tables_of_the_readme_are_those_of_the_committed_results(tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text((CONFIGS.parent / "README.md").read_text())
-    assert main(["report", str(CONFIGS), "--output", str(tmp_path / "report"), "--into", str(readme)]) == 0
-    assert readme.read_text() == (CONFIGS.parent / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "configs/results/README.md"])
+def test_the_tables_that_ship_are_those_of_the_committed_results(name, tmp_path, capsys):
+    shipped = (CONFIGS.parent / name).read_text()
+    (tmp_path / "README.md").write_text(shipped)
+    words = ["report", str(CONFIGS / "results"), "--output", str(tmp_path / "report")]
+    assert main([*words, "--into", str(tmp_path / "README.md")]) == 0
+    assert (tmp_path / "README.md").read_text() == shipped
     assert capsys.readouterr().err == ""

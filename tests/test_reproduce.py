@@ -12,44 +12,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from dc_lightning import paper, reproduce
+from dc_lightning import load_synthetic
 from dc_lightning.cli import main
-from dc_lightning.paper import cells
-from dc_lightning.results import write_results
-from dc_lightning.synthetic import load_synthetic
+from dc_lightning.experiments import paper, reproduce
+from dc_lightning.experiments.paper import cells
+from dc_lightning.run.results import write_results
 
-TINY = [
-    *("--trainer.max_epochs", "60", "--trainer.accelerator", "cpu", "--data.batch_real", "8"),
-    *("--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2", "--checkpoint.last_every_seconds", "0"),
-]
+TINY = (
+    "--trainer.max_epochs 60 --trainer.accelerator cpu --data.batch_real 8 --evaluation.num_networks 1 "
+    "--evaluation.recipe.epochs 2 --checkpoint.last_every_seconds 0"
+).split()
 TWO_CELLS = ["reproduce", "T2", "--datasets", "Digits", "--rows", "ConvNetW32", "ConvNetW64", "--experiments", "1"]
 
 
 def test_the_tables_have_the_papers_cells():
-    assert len(cells("table1")) == 4 * 3 * 4 + 2
-    assert {(cell.dataset, cell.ipc) for cell in cells("table1") if cell.dataset == "CIFAR100"} == {
-        ("CIFAR100", 1),
-        ("CIFAR100", 10),
-    }
+    assert len(cells("table1")) == 5 * 3 + 4 * 3 * 3
     six = ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11BN", "ResNet18BN_AP"]
     assert [cell.network for cell in cells("table2")] == six
-    assert [cell.lr_images for cell in cells("table2")] == [0.01, 0.1, 0.1, 0.1, 0.1, 0.1]
     assert len(cells("T7")) == 18
     assert [len(cells(name)) for name in ("T2", "T3", "T4", "T5", "T6")] == [4, 4, 4, 3, 5]
     assert {cell.ipc for cell in cells("figure3")} == {10}
     assert {cell.name for cell in cells("figure2")} <= {cell.name for cell in cells("table1")}  # run once
-    assert [cell.ipc for cell in cells("table1", ["SVHN"], [20]) if cell.method == "DC"] == [20]
-    assert len({cell.name for table in paper.TABLES for cell in cells(table)}) == len(
-        {(c.dataset, c.ipc, c.method, c.network, c.distance, c.pool) for table in paper.TABLES for c in cells(table)}
+    assert [cell.ipc for cell in cells("table1", "dsa", ["SVHN"], [20]) if cell.method == "dsa"] == [20]
+    every = [cell for table in paper.TABLES for method in ("dc", "dsa", "dm") for cell in cells(table, method)]
+    assert len({cell.name for cell in every}) == len(
+        {(c.dataset, c.ipc, c.method, c.network, c.distance, c.pool) for c in every}
     )
 
 
-def test_the_figures_are_those_of_the_protocol():
+def test_the_figures_are_those_of_the_protocols():
     assert paper.TABLE_1["FashionMNIST", 1, "DC"] == (70.5, 0.6)
     assert paper.TABLE_1["SVHN", 10, "k-center"] == (14.0, 1.3)
     assert paper.TABLE_1["CIFAR10", 50, "herding"] == (40.4, 0.6)
+    assert paper.TABLE_1["FashionMNIST", 10, "DSA"] == (84.6, 0.3)
+    assert paper.TABLE_1["CIFAR100", 50, "DM"] == (43.6, 0.4)
+    assert ("FashionMNIST", 10, "DM") not in paper.TABLE_1  # its paper has none
     assert paper.TABLE_2["LeNet", "AlexNet"] == (84.7, 2.4)
-    assert len(paper.TABLE_1) == 62
     assert len(paper.TABLE_2) == 36
 
 
@@ -67,7 +65,10 @@ def test_the_figures_are_those_of_the_protocol():
         (["table1", "--model.ipc", "3"], "decided by the cells"),
         (["table1", "--model.init_args.ipc", "3"], "decided by the cells"),
         (["table1", "--config", "nowhere.yaml"], "no configuration file"),
-        (["table1", "--dry-run", "--trainer.max_epochs", "abc"], "must be an integer"),
+        (["table1", "--dry-run", "--trainer.max_epochs", "abc"], "abc"),
+        (["table1", "--dry-run", "--trainer.max_epocs", "3"], "Did you mean '--trainer.max_epochs'?"),
+        (["table1", "--method", "dsaa"], "Did you mean 'dsa'?"),
+        (["table1", "--model", "my.Class"], "write a YAML file that names your class"),
         ([], "TABLE"),
     ],
 )
@@ -79,26 +80,27 @@ def test_bad_input_gets_one_sentence(words, said, capsys):
     assert len(shown.splitlines()) == 1
 
 
-def test_a_dry_run_lists_the_cells_with_their_time(capsys, monkeypatch):
+def test_a_dry_run_lists_the_cells(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert main([*TWO_CELLS, "--dry-run", *TINY]) == 0
     shown = capsys.readouterr().out
-    assert "Digits_ipc1_ConvNetW32_ours_W" in shown
+    assert "Digits_ipc1_dc_ConvNetW32_W" in shown
     assert "0/1" in shown
-    hours = [float(number) for number in re.findall(r"\d+\.\d\d", shown)]
-    assert len(hours) == 5
 
 
-def test_an_estimate_adds_up_what_it_measures(monkeypatch):
-    clock = reproduce.Clock(torch.device("cpu"))
-    parts = {"match": 3.0, "train": 0.5, "test": 0.25}
-    monkeypatch.setattr(clock, "_time", lambda key, step, repeats=2: parts[key[0]])
-    cell = paper.Cell("FashionMNIST", 10)
-    overrides = {"trainer.max_epochs": "7", "evaluation.num_networks": "2", "evaluation.every_n": "0"}
-    matching = 10 * 10 * 3.0
-    training = 9 * 50 * 0.5
-    network = 301 * 0.5 + 10_000 / 256 * 0.25
-    assert clock.seconds(cell, overrides) == pytest.approx(7 * (matching + training) + 2 * 2 * network)
+@pytest.mark.slow
+def test_an_estimate_is_three_iterations_of_the_command_itself(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    words = [*TWO_CELLS[:-3], "--experiments", "2", "--estimate", *TINY]
+    assert main(words) == 0
+    hours = [float(number) for number in re.findall(r"\d+\.\d\d", capsys.readouterr().out)]
+    assert len(hours) == 3  # each, left, and all
+    assert main([*words, "--trainer.max_epochs", "6000000"]) == 0
+    longer = [float(number) for number in re.findall(r"\d+\.\d\d", capsys.readouterr().out)]
+    assert longer[0] > 100  # 100,000 times as long as some hundredths of a second
+    assert longer[1:] == pytest.approx([2 * longer[0]] * 2, abs=0.02)
+    assert not list(tmp_path.iterdir())
 
 
 def start(folder, *more):
@@ -125,7 +127,7 @@ def children(process):
 
 
 @pytest.mark.slow
-def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
+def test_a_table_that_is_killed_is_resumed_and_ends_the_same(tmp_path):
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         folder.mkdir()
@@ -133,23 +135,23 @@ def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     output, _ = whole.communicate(timeout=200)
     assert whole.returncode == 0, output
 
-    process, second = start(folders[1]), folders[1] / "out/Digits_ipc1_ConvNetW64_ours_W/seed_0"
+    process, second = start(folders[1]), folders[1] / "out/Digits_ipc1_dc_ConvNetW64_W/seed_0"
     wait_until_at_work(process, second)
     for pid in [process.pid, *children(process)]:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
-    first = folders[1] / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0/results.json"
+    first = folders[1] / "out/Digits_ipc1_dc_ConvNetW32_W/seed_0/results.json"
     done_before = first.stat().st_mtime_ns
     assert not reproduce.is_finished(second)
     again = start(folders[1])
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
-    assert "Digits_ipc1_ConvNetW32_ours_W, seed 0: is there" in output
+    assert "Digits_ipc1_dc_ConvNetW32_W, seed 0: is there" in output
     assert first.stat().st_mtime_ns == done_before
     iterations = [int(number) for number in re.findall(r"outer iteration (\d+)/60", output)]
     assert min(iterations) > 2  # it did not start anew
     for cell in ("ConvNetW32", "ConvNetW64"):
-        ours, theirs = (folder / f"out/Digits_ipc1_{cell}_ours_W/seed_0" for folder in folders)
+        ours, theirs = (folder / f"out/Digits_ipc1_dc_{cell}_W/seed_0" for folder in folders)
         assert torch.equal(*(load_synthetic(path / "synthetic.pt")[0].images for path in (ours, theirs)))
         columns = [json.loads((path / "results.json").read_text())["columns"] for path in (ours, theirs)]
         assert columns[0] == columns[1]
@@ -158,19 +160,19 @@ def test_a_table_that_is_killed_goes_on_and_ends_the_same(tmp_path):
             assert (ours / name).is_file()
     report = ["report", str(folders[1] / "out"), "--output", str(tmp_path / "report")]
     assert main(report) == 0
-    assert "ConvNetW64, 60 iterations, 8 real images" in (tmp_path / "report/report.md").read_text()
+    assert "60 iterations, batch_real 8" in (tmp_path / "report/report.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_the_run_which_saves(signum, tmp_path):
-    process, first = start(tmp_path), tmp_path / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0"
+    process, first = start(tmp_path), tmp_path / "out/Digits_ipc1_dc_ConvNetW32_W/seed_0"
     wait_until_at_work(process, first)
     (child,) = children(process)
     process.send_signal(signum)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
-    assert "the same command goes on" in output
+    assert "the same command continues" in output
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert "the run is saved" in (first / "errors.txt").read_text()
@@ -179,11 +181,11 @@ def test_a_signal_reaches_the_run_which_saves(signum, tmp_path):
 @pytest.mark.slow
 def test_a_cell_at_which_another_process_is_still_at_work_is_left_alone(tmp_path):
     process = start(tmp_path, "--trainer.max_epochs", "100000")
-    first = tmp_path / "out/Digits_ipc1_ConvNetW32_ours_W/seed_0"
+    first = tmp_path / "out/Digits_ipc1_dc_ConvNetW32_W/seed_0"
     wait_until_at_work(process, first)
     (orphan,) = children(process)
     process.kill()
-    process.wait()  # its child has the pipe and goes on
+    process.wait()  # its child has the pipe and continues
     again = start(tmp_path, "--trainer.max_epochs", "100000", "--rows", "ConvNetW32")
     output, _ = again.communicate(timeout=60)
     os.kill(orphan, signal.SIGKILL)
@@ -202,7 +204,7 @@ def fake_runs(tmp_path, monkeypatch):
         asked.append(command)
         errors.write_text("")
         folder = errors.parent
-        if "ConvNetW64" in command and not (tmp_path / "mended").exists():
+        if "ConvNetW64" in command and not (tmp_path / "repaired").exists():
             errors.write_text("warning\nerror: there is a hole in the bucket.\n")
             return 2
         score = {"network": "ConvNet", "accuracies": [0.5], "seeds": [1], "epochs": 300, "augmentation": []}
@@ -218,10 +220,10 @@ def test_a_failed_cell_is_named_at_the_end_and_does_not_stop_the_rest(fake_runs,
     assert main(words) == 1
     shown = capsys.readouterr()
     assert "1 of 4 failed" in shown.err
-    assert "MNIST_ipc1_ConvNetW64_ours_W, seed 0: exit code 2: error: there is a hole" in shown.err.splitlines()[-1]
+    assert "MNIST_ipc1_dc_ConvNetW64_W, seed 0: exit code 2: error: there is a hole" in shown.err.splitlines()[-1]
     assert len(fake_runs) == 4
     assert all("--trainer.max_epochs 3" in " ".join(command) for command in fake_runs)
-    (tmp_path / "mended").touch()
+    (tmp_path / "repaired").touch()
     assert main(words) == 0
     assert len(fake_runs) == 5  # the failed one alone is run again
 
@@ -229,7 +231,7 @@ def test_a_failed_cell_is_named_at_the_end_and_does_not_stop_the_rest(fake_runs,
 def test_a_half_written_result_is_run_again(fake_runs, tmp_path):
     words = ["reproduce", "T2", "--experiments", "1", "--output", "out", "--rows", "ConvNetW32"]
     assert main(words) == 0
-    results = tmp_path / "out/MNIST_ipc1_ConvNetW32_ours_W/seed_0/results.json"
+    results = tmp_path / "out/MNIST_ipc1_dc_ConvNetW32_W/seed_0/results.json"
     whole = results.read_text()
     for broken in ("", whole[:50], '{"format": "something else", "columns": []}'):
         results.write_text(broken)
@@ -247,9 +249,9 @@ def test_other_settings_in_the_same_folder_are_named(fake_runs, capsys):
     assert len(fake_runs) == 1
 
 
-def test_a_checkpoint_is_gone_on_from(fake_runs, tmp_path):
+def test_a_checkpoint_is_resumed(fake_runs, tmp_path):
     words = ["reproduce", "T2", "--experiments", "1", "--output", "out", "--rows", "ConvNetW32"]
-    last = tmp_path / "out/MNIST_ipc1_ConvNetW32_ours_W/seed_0/checkpoints/last.ckpt"
+    last = tmp_path / "out/MNIST_ipc1_dc_ConvNetW32_W/seed_0/checkpoints/last.ckpt"
     last.parent.mkdir(parents=True)
     last.touch()
     assert main(words) == 0
@@ -274,27 +276,14 @@ def test_a_changed_configuration_file_is_another_setting(fake_runs, tmp_path, ca
     assert main(words) == 0
     (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 4}")
     assert main(words) == 1
-    assert "config was mine.yaml" in capsys.readouterr().err
-    assert fake_runs[0][1:3] == ["--config", "mine.yaml"]  # before what the cell decides
+    assert "mine.yaml" in capsys.readouterr().err
+    assert fake_runs[0][1:5:2] == ["--config", "--config"]  # the method's and this, before what the cell decides
+    assert fake_runs[0][4] == "mine.yaml"
 
 
 def test_a_dataset_of_ones_own_has_all_cells():
-    assert len(cells("table1", ["my.Data"])) == 12
-    assert len(cells("figure2", ["my.Data"])) == 1
-
-
-def test_a_network_of_the_whole_set_is_estimated_once(monkeypatch, capsys):
-    monkeypatch.setattr(
-        reproduce.Clock, "_time", lambda self, key, step, repeats=2: 3600 / 256 if key[0] == "train" else 0
-    )
-    words = ["reproduce", "table1", "--datasets", "Digits", "--ipc", "1", "--rows", "herding", "forgetting"]
-    fast = ["--evaluation.recipe.epochs", "0", "--evaluation.num_networks", "1", "--evaluation.whole_set_epochs", "2"]
-    assert main([*words, "--experiments", "1", "--dry-run", *fast]) == 0
-    hours = [float(number) for number in re.findall(r"\d+\.\d\d", capsys.readouterr().out)]
-    one_network = 3600 / 256 / 3600
-    whole = 2 * 1437 / 256 * 3600 / 256 / 3600
-    assert hours[0] == pytest.approx(one_network + whole, abs=0.01)
-    assert hours[2] == pytest.approx(one_network, abs=0.01)
+    assert len(cells("table1", "dc", ["my.Data"])) == 12
+    assert len(cells("figure2", "dc", ["my.Data"])) == 1
 
 
 def test_the_configuration_of_a_cell_does_not_overwrite_its_results(tmp_path, monkeypatch, capsys):
@@ -334,9 +323,6 @@ def test_selections_and_the_upper_bound_are_cells_too(fake_runs):
     seeds = [command[command.index("--seed_everything") + 1] for command in fake_runs]
     assert seeds == ["0", "1"] * 4
     whole = [command for command in fake_runs if "[whole set]" in command]
-    assert [command[command.index("--method") + 1] for command in whole] == [
-        *["herding"] * 2,
-        *["k-center"] * 2,
-        *["forgetting"] * 2,
-    ]
+    methods = [command[command.index("--method") + 1] for command in whole]
+    assert methods == ["herding"] * 2 + ["k-center"] * 2 + ["forgetting"] * 2
     assert sum("[random, whole set]" in command for command in fake_runs) == 2

@@ -97,7 +97,9 @@ def test_another_network_of_the_whole_set_is_another_file(change, tiny_data, tmp
     if change == "data":
         settings["data"].setup()
     network = {"class_path": "conftest.TinyNet", "init_args": {"width": 2}} if change == "network" else "MLP"
-    whole_set(settings["data"], tmp_path, settings["epochs"], settings["seed"]).network(network, int(change == "number"))
+    whole_set(settings["data"], tmp_path, settings["epochs"], settings["seed"]).network(
+        network, int(change == "number")
+    )
     assert len(list(tmp_path.iterdir())) == 2
 
 

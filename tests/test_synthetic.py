@@ -215,7 +215,9 @@ def test_a_file_of_the_first_version_is_read(tmp_path):
     assert (found.method, found.factor, found.space) == ("DC", 1, "normalised")
 
 
-@pytest.mark.parametrize("entry", [e for e in DECODE if e["type"] == "single"], ids=lambda e: f"{e['size']}-{e['factor']}")
+@pytest.mark.parametrize(
+    "entry", [e for e in DECODE if e["type"] == "single"], ids=lambda e: f"{e['size']}-{e['factor']}"
+)
 def test_decoding_is_that_of_the_authors_code(entry):
     shape = 3, entry["channels"], entry["size"], entry["size"]
     pixels = torch.tensor(np.clip(0.5 + np.random.RandomState(2000).standard_normal(shape) / 4, 0, 1))

@@ -113,6 +113,7 @@ class MNIST(_Torchvision):
     files = tuple(f"MNIST/raw/{file}" for file in _IDX_FILES)
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
+        """See `_Torchvision`."""
         return datasets.MNIST(self.root, train=train, download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -129,6 +130,7 @@ class FashionMNIST(_Torchvision):
     files = tuple(f"FashionMNIST/raw/{file}" for file in _IDX_FILES)
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
+        """See `_Torchvision`."""
         return datasets.FashionMNIST(self.root, train=train, download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -143,6 +145,7 @@ class SVHN(_Torchvision):
     files = ("train_32x32.mat", "test_32x32.mat")
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
+        """See `_Torchvision`."""
         return datasets.SVHN(self.root, split="train" if train else "test", download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -162,6 +165,7 @@ class CIFAR10(_Torchvision):
     files = tuple(f"cifar-10-batches-py/{name}" for name in (*_CIFAR10_BATCHES, "test_batch", "batches.meta"))
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
+        """See `_Torchvision`."""
         return datasets.CIFAR10(self.root, train=train, download=download)
 
     def _tensors(self, dataset: Any) -> Split:
@@ -175,6 +179,7 @@ class CIFAR100(CIFAR10):
     files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
+        """See `_Torchvision`."""
         return datasets.CIFAR100(self.root, train=train, download=download)
 
 

@@ -233,8 +233,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
                     )
                 new = {seeds: value for seeds, value in accuracies.items() if seeds not in known.accuracies}
                 known.accuracies |= new
-                if new and content.get("kind") == "condensation" and row.key.method not in _BOUNDS:
-                    known.hours.append(float(content.get("seconds", 0.0)) / 3600)
+                if new and content.get("kind") == "condensation" and "seconds" in content:
+                    known.hours.append(float(content["seconds"]) / 3600)
     return sorted(rows.values(), key=_order), read, problems
 
 
@@ -387,7 +387,7 @@ def table_1(rows: Sequence[Row]) -> Matrix:
             table.cells[label, names[counts[-1]] if counts else "whole set"] = _cell(row)
             continue
         table.cells[label, names[row.key.ipc]] = _cell(row)
-        if row.hours:
+        if row.hours and row.key.method not in _BOUNDS:
             hours.setdefault(label, []).append(f"{fmean(row.hours):.1f}")
     for label, found in hours.items():
         table.cells[label, "hours"] = [" / ".join(found)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -274,11 +275,16 @@ def _lock(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def main(words: Sequence[str]) -> int:
+Parse = Callable[[Sequence[str]], dict[str, Any]]
+"""Gives the configuration that the words of a fit come to, or raises `InputError`."""
+
+
+def main(words: Sequence[str], parse: Parse) -> int:
     """Runs ``dc-lightning reproduce``.
 
     Args:
         words: after ``reproduce``.
+        parse: see `Parse`.
 
     Returns:
         The exit code: 0 if all cells are there, 1 if one failed, 128 and the number of a signal that ended it.
@@ -286,14 +292,12 @@ def main(words: Sequence[str]) -> int:
     Raises:
         InputError: for an unknown table, dataset, row or flag; names the valid ones.
     """
-    from dc_lightning.cli import check_words
-
     options, rest = _parser().parse_known_args(words)
     overrides, chosen, console = _overrides(rest), _select_cells(options), Console(soft_wrap=True)
     for cell in {cell.is_selection: cell for cell in chosen}.values():
-        check_words(_command(cell, 0, options.output, overrides))
+        parse(_command(cell, 0, options.output, overrides))
     if options.dry_run or options.estimate:
-        _print_cells(chosen, options, overrides)
+        _print_cells(chosen, options, overrides, parse)
         return 0
     jobs = [(cell, seed) for cell in chosen for seed in range(options.experiments)]
     failed: list[str] = []
@@ -327,7 +331,9 @@ def _say_stopped(signum: int, failed: Sequence[str]) -> int:
     return 128 + signum
 
 
-def _print_cells(chosen: Sequence[Cell], options: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> None:
+def _print_cells(
+    chosen: Sequence[Cell], options: argparse.Namespace, overrides: Sequence[tuple[str, str]], parse: Parse
+) -> None:
     table = Table(title=f"{options.table}: {TABLES[options.table]}")
     table.add_column("cell")
     table.add_column("there", justify="right")
@@ -346,7 +352,7 @@ def _print_cells(chosen: Sequence[Cell], options: argparse.Namespace, overrides:
             done += is_finished(folder) and not _made_otherwise(folder, command)
         row = [cell.name, f"{done}/{options.experiments}"]
         if options.estimate:
-            hours = _estimated_hours(_command(cell, 0, options.output, overrides))
+            hours = _estimated_hours(_command(cell, 0, options.output, overrides), parse)
             total += hours * (options.experiments - done)
             row += [f"{hours:.2f}", f"{hours * (options.experiments - done):.2f}"]
         table.add_row(*row)
@@ -356,14 +362,12 @@ def _print_cells(chosen: Sequence[Cell], options: argparse.Namespace, overrides:
     Console().print(table)
 
 
-def _estimated_hours(command: Sequence[str]) -> float:
+def _estimated_hours(command: Sequence[str], parse: Parse) -> float:
     """Time of a cell on this machine, from its own command with three iterations, one network and no baselines.
 
     Raises:
         InputError: if that fails; says what it said.
     """
-    from dc_lightning.cli import check_words
-
     short = {"trainer.max_epochs": "3", "evaluation.num_networks": "1", "evaluation.every_n": "0"}
     if command[0] == "select":
         command = ["select", *command[1:], "--method", "random"]
@@ -376,7 +380,7 @@ def _estimated_hours(command: Sequence[str]) -> float:
         if ended.returncode or not found:
             raise InputError(f"The cell cannot be timed: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}")
         trial = read_results(found[0])
-    configuration = check_words(command)
+    configuration = parse(command)
     networks = configuration["evaluation"]["num_networks"] * (trial["seconds"] - trial["seconds_condensing"])
     if command[0] == "select":
         return float(networks) / 3600
