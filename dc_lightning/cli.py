@@ -27,7 +27,7 @@ from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError, suggestion
 from dc_lightning.evaluation.selection import Method
 from dc_lightning.methods import Condenser
-from dc_lightning.methods.base import require_checkpoint
+from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
 from dc_lightning.run import commands
 from dc_lightning.run.allocator import keep_freed_memory

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -41,19 +42,24 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from dc_lightning.allocator import keep_freed_memory
-from dc_lightning.augmentation import crop, rotate, scale
-from dc_lightning.callbacks import EvaluationCallback
-from dc_lightning.checkpoints import Checkpoints
+from dc_lightning import (
+    Checkpoints,
+    CondensationDataModule,
+    CondensationModule,
+    Condenser,
+    DistributionMatching,
+    EvaluationCallback,
+    Recipe,
+    RunProgress,
+    SyntheticSet,
+)
+from dc_lightning.augmentation import make_augmentation
 from dc_lightning.compilation import compile_networks, compiled
-from dc_lightning.condensation import CondensationModule
-from dc_lightning.data import CondensationDataModule
-from dc_lightning.evaluation import Recipe, _Batches, train_and_test
-from dc_lightning.matching import network_gradient
-from dc_lightning.networks import AveragePooling
-from dc_lightning.parts import make_network
-from dc_lightning.progress import RunProgress
-from dc_lightning.results import environment
+from dc_lightning.evaluation.training import Batches, Job, train_and_test
+from dc_lightning.matching.gradients import network_gradient
+from dc_lightning.networks import AveragePooling, make_network
+from dc_lightning.run.allocator import keep_freed_memory
+from dc_lightning.run.results import environment
 from dc_lightning.seeds import derive_seed
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -76,7 +82,7 @@ def plain_network(seed):
 
 
 def our_network(seed=0):
-    return make_network("ConvNet", SHAPE[0], CLASSES, SHAPE[1:], seed)
+    return make_network("ConvNet", Case.shape, seed)
 
 
 def plain_gradient(network, images, label, create_graph=False):
@@ -170,6 +176,7 @@ class Way:
     own_pooling: bool = True
     precision: str = "32-true"
     model: dict[str, Any] = field(default_factory=dict)
+    method: type[Condenser] = CondensationModule
 
 
 WAYS = {"plain": Way(plain=True, keep_freed_memory=False), "ours": Way()}
@@ -179,18 +186,22 @@ OPTIONS = {
     "PyTorch's average pooling": Way(own_pooling=False),
     "--compile true": COMPILED,
     "--model.real_chunk_size 256": Way(model={"real_chunk_size": REAL}),
-    "--model.batch_classes true": Way(model={"batch_classes": True}),
     "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
+    "DSA": Way(model={"augmentation": "siamese"}),
+    "DM": Way(method=DistributionMatching),
 }
 
 
 class Case:
     """What is timed, at one number of images per class; every part gives lists of tensors to compare."""
 
+    shape = types.SimpleNamespace(channels=SHAPE[0], num_classes=CLASSES, image_size=SHAPE[1:])
+
     def __init__(self, ipc: int, way: Way) -> None:
         self.data, self.way = Noise(), way
         self.data.setup()
-        self.module = CondensationModule(ipc=ipc, inner_epochs=1, **way.model)
+        inner = {"inner_epochs": 1} if way.method is CondensationModule else {}
+        self.module = way.method(ipc=ipc, **inner, **way.model)
         self.trainer = pl.Trainer(
             accelerator="cpu", precision=way.precision, logger=False, enable_checkpointing=False, max_epochs=0
         )
@@ -202,7 +213,7 @@ class Case:
         seed = derive_seed(self.module.seed, "network", 0)
         self.network = plain_network(seed) if way.plain else our_network(seed)
         self.real = self.data.real.take(self.data.real.rows[3])
-        self.inner_order = torch.randperm(len(self.images), generator=self.module._generator("inner", 0)).split(256)
+        self.inner_order = torch.randperm(len(self.images), generator=self.module.generator("inner", 0)).split(256)
 
     def real_gradient(self):
         """Of one class."""
@@ -240,14 +251,16 @@ class Case:
         """Ten epochs of a fresh network and 2,500 test images."""
         if self.way.plain:
             trained = plain_network(SEED)
-            order = list(_Batches(self.images, self.labels, 256, EPOCHS, SEED).rows())
+            order = list(Batches(self.images, self.labels, 256, EPOCHS, SEED).rows())
             drop = (EPOCHS // 2 + 1) * len(self.inner_order)
             for batches, lr in ((order[:drop], 0.01), (order[drop:], 0.001)):
                 plain_training(trained, self.images, self.labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
-            accuracy = plain_accuracy(trained, self.data._test.images, self.data._test_labels)
+            accuracy = plain_accuracy(trained, *map(torch.cat, zip(*self.data.test_dataloader(), strict=True)))
         else:
             recipe, cpu = Recipe(epochs=EPOCHS - 1), torch.device("cpu")
-            accuracy, trained = train_and_test(self.images, self.labels, "ConvNet", self.data, recipe, SEED, cpu)
+            data = self.data
+            synthetic = SyntheticSet(self.images, self.labels, data.mean, data.std, data.class_names)
+            accuracy, trained = train_and_test(synthetic, Job("ConvNet", recipe, SEED), data, cpu)
         return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
 
 
@@ -263,7 +276,8 @@ def augment(count: int, way: Way) -> int:
             plain_augmentation(images, random)
     else:
         epochs = Recipe().epochs_augmented + 1
-        for _ in _Batches(images, torch.zeros(count), 256, epochs, SEED, [crop, scale, rotate]):
+        augmentation = make_augmentation(["crop", "scale", "rotate"], Noise())
+        for _ in Batches(images, torch.zeros(count), 256, epochs, SEED, augmentation):
             pass
     return epochs
 
@@ -347,8 +361,8 @@ class Idle(CondensationModule):
         super().training_step(batch, batch_idx)
         self.times.append((begun, time.perf_counter()))
 
-    def match(self, network, real, synthetic, label):
-        return torch.zeros(()), torch.zeros_like(synthetic)
+    def match(self, network, step):
+        return torch.zeros(()), torch.zeros_like(self.images)
 
 
 @contextlib.contextmanager

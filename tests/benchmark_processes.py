@@ -16,9 +16,8 @@ import pytorch_lightning as pl
 import torch
 import torch.multiprocessing
 
-from dc_lightning.allocator import keep_freed_memory
-from dc_lightning.condensation import CondensationModule
-from dc_lightning.data import CondensationDataModule
+from dc_lightning import CondensationDataModule, CondensationModule
+from dc_lightning.run.allocator import keep_freed_memory
 
 STEPS = 3  # a run, the first of which warms up
 

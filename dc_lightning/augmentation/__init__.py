@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from dc_lightning.augmentation.paper import OPERATIONS, Operation, OperationPerImage
 from dc_lightning.augmentation.siamese import Siamese
+from dc_lightning.errors import InputError
 from dc_lightning.parts import Spec, find, make
 
 AUGMENTATIONS: dict[str, Any] = {"siamese": Siamese}
@@ -42,6 +43,22 @@ def make_augmentation(spec: Spec | Sequence[Spec] | None, data: Augmented) -> Au
         return OperationPerImage([cast(Operation, make("augmentation", OPERATIONS, name)) for name in spec])
     part = make("augmentation", AUGMENTATIONS, spec)
     return Siamese(data.strategy) if isinstance(part, Siamese) and part.strategy is None else cast(Augment, part)
+
+
+def make_pair_augmentation(spec: Spec | None, data: Augmented) -> Any:
+    """The augmentation of a method, which treats real and synthetic images alike; see `make_augmentation`.
+
+    Raises:
+        InputError: if it lacks the methods that `Siamese` has for that.
+    """
+    made = make_augmentation(spec, data)
+    missing = [name for name in ("pair", "batch") if made is not None and not hasattr(made, name)]
+    if missing:
+        raise InputError(
+            "model.augmentation must have the methods pair(real, synthetic, seed) and batch(images, seed); "
+            f"{spec} lacks {', '.join(missing)}."
+        )
+    return made
 
 
 def check_augmentation(spec: Spec | Sequence[Spec] | None) -> None:

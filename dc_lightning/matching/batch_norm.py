@@ -1,6 +1,7 @@
 """BatchNorm while gradients are matched: statistics of real images, then kept (``main.py`` of the authors' code)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,8 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
     classes in one batch, and puts every BatchNorm layer in eval mode. The momentum stays PyTorch's 0.1: fresh
     statistics move by a tenth only.
 
-    More images than a chunk are passed chunk by chunk up to the first BatchNorm layer, then to the next with the
-    statistics of the first, and so on: the same statistics up to rounding, in the memory of a chunk, for as many passes
-    as there are layers, each of which a pass uses once.
+    More images than a chunk are passed chunk by chunk, once for every layer, each with the final statistics of those
+    before it: the same up to rounding, in the memory of a chunk.
 
     Args:
         network: classifier; all its other layers are left in train mode.
@@ -43,25 +43,10 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
         layer.eval()
 
 
-class _InputStatistics:
-    """Forward pre-hook: mean and variance of each channel of what goes into a layer, over all chunks that have passed.
-
-    Chunks are merged by the parallel algorithm of Chan, Golub and LeVeque (1979).
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0.0
-        self.squares: Any = 0.0  # sum of squared deviations from the mean
-
-    def __call__(self, layer: Any, inputs: tuple[Tensor]) -> None:
-        values = inputs[0].transpose(0, 1).flatten(1).to(layer.running_mean.dtype)
-        variance, mean = torch.var_mean(values, dim=1, correction=0)
-        new, total = values.shape[1], self.count + values.shape[1]
-        shift = mean - self.mean
-        self.mean = self.mean + shift * new / total
-        self.squares = self.squares + variance * new + shift**2 * self.count * new / total
-        self.count = total
+def _note(seen: list[tuple[int, Tensor, Tensor]], layer: Any, inputs: tuple[Tensor]) -> None:
+    """Forward pre-hook: notes how many values each channel of a chunk has, their variance and mean."""
+    values = inputs[0].transpose(0, 1).flatten(1).to(layer.running_mean.dtype)
+    seen.append((values.shape[1], *torch.var_mean(values, dim=1, correction=0)))
 
 
 def _update_in_chunks(network: nn.Module, layers: list[Any], chunks: Sequence[Tensor]) -> None:
@@ -75,16 +60,19 @@ def _update_in_chunks(network: nn.Module, layers: list[Any], chunks: Sequence[Te
         hook.remove()
     updated = []
     for layer in dict.fromkeys(order):
-        statistics = _InputStatistics()
-        hook = layer.register_forward_pre_hook(statistics)
+        seen: list[tuple[int, Tensor, Tensor]] = []
+        hook = layer.register_forward_pre_hook(partial(_note, seen))
         for chunk in chunks:
             network(chunk)
         hook.remove()
-        updated.append((layer, layer.running_mean.clone(), layer.running_var.clone(), statistics))
-        layer.running_mean.copy_(statistics.mean)  # the next layer's input is normalised by the whole batch's
-        layer.running_var.copy_(statistics.squares / statistics.count)
-    for layer, old_mean, old_variance, statistics in updated:
+        total = sum(count for count, _, _ in seen)
+        mean: Any = sum(count / total * chunk_mean for count, _, chunk_mean in seen)
+        variance: Any = sum(count / total * (spread + (chunk_mean - mean) ** 2) for count, spread, chunk_mean in seen)
+        updated.append((layer, layer.running_mean.clone(), layer.running_var.clone(), variance * total / (total - 1)))
+        layer.running_mean.copy_(mean)  # the next layer's input is normalised by the whole batch's
+        layer.running_var.copy_(variance)
+    for layer, old_mean, old_variance, variance in updated:
         layer.num_batches_tracked += 1
         momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-        layer.running_mean.copy_(old_mean.lerp(statistics.mean, momentum))
-        layer.running_var.copy_(old_variance.lerp(statistics.squares / (statistics.count - 1), momentum))
+        layer.running_mean.copy_(old_mean.lerp(layer.running_mean, momentum))
+        layer.running_var.copy_(old_variance.lerp(variance, momentum))

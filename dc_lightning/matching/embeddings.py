@@ -43,21 +43,7 @@ def embed(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def mean_embedding(network: nn.Module, images: Tensor, chunk_size: int | None = None) -> Tensor:
-    """Mean of the embeddings of images, without a graph.
-
-    Args:
-        network: see `embed`; with BatchNorm layers in train mode only whole batches have their statistics.
-        images: float, ``(n, C, H, W)``, normalised.
-        chunk_size: images a pass, to bound the memory; None takes all at once.
-
-    Returns:
-        float, ``(d,)``.
-    """
+    """Mean of the embeddings of images, ``(n, C, H, W)`` to ``(d,)``, without a graph, in passes of a chunk."""
     with torch.no_grad():
         sums: list[Any] = [embed(network, chunk).sum(dim=0) for chunk in images.split(chunk_size or len(images))]
     return torch.stack(sums).sum(dim=0) / len(images)
-
-
-def squared_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Squared Euclidean distance of two mean embeddings ``(d,)``, summed over features (DM, equation 5)."""
-    return (first - second).square().sum()

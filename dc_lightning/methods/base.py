@@ -1,55 +1,24 @@
 """What all methods share: synthetic images as parameters, the loop over classes, one image optimizer, exact resume."""
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from dc_lightning.augmentation import check_augmentation, make_augmentation
+from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
 from dc_lightning.compilation import compiled
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least
-from dc_lightning.files import read_tensors
 from dc_lightning.matching.gradients import Forward
+from dc_lightning.methods.resume import FORMAT, data_identity, require_same, source_of
 from dc_lightning.networks import check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
 from dc_lightning.synthetic.initial import INITS, Init, initial_images
-
-FORMAT = "dc_lightning checkpoint 2"
-
-_MAY_CHANGE = ("real_chunk_size", "lr_images", "lr_images_cooldown")
-"""Settings that may change on resume: memory and speed, and what a run needs that diverged or is to end."""
-
-
-def default_chunk_size(device: torch.device) -> int | None:
-    """Real images a pass: all on a GPU; 64 on the CPU, as fast as 256 (ConvNet, 1x28x28) at a quarter of the memory."""
-    return 64 if device.type == "cpu" else None
-
-
-def require_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of a condensation, before anything is built for it.
-
-    Raises:
-        InputError: if it is missing, damaged, of something else or of another version, or would have to run code to be
-            read.
-    """
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint at '{path}'; give the path of a .ckpt file.")
-    content = read_tensors(path)
-    if not isinstance(content, dict) or not isinstance(content.get("curve"), tuple):
-        raise InputError(f"'{path}' is not a checkpoint of a condensation; give a .ckpt file that a run of it wrote.")
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"'{path}' was written by another version of dc_lightning (format {content.get('format', 'of 0.1.0')}, "
-            f"expected {FORMAT}); finish the run with that version, or start anew. Its synthetic.pt can be read."
-        )
-    return content
 
 
 class Condenser(LightningModule):
@@ -71,16 +40,14 @@ class Condenser(LightningModule):
         augmentation: of real and synthetic images alike in the matching; None, ``siamese`` (DSA), or the import path of
             a class with methods ``pair(real, synthetic, seed)`` and ``batch(images, seed)`` as `Siamese` has them.
         lr_images: learning rate of the images; None takes the paper's.
-        lr_images_cooldown: share of the outer iterations, the last ones, over which that rate falls linearly to zero,
-            in [0, 1]; the paper's is 0. They end at ``trainer.max_epochs``: a finished run that is resumed for more
-            iterations starts again at a higher rate.
+        lr_images_cooldown: share of the run, at its end, over which that rate falls linearly to zero, in [0, 1]; 0 in
+            the papers. A finished run that is resumed for more iterations starts again at a higher rate.
         momentum_images: momentum of the images, kept through the whole run.
-        real_chunk_size: real images a pass; None passes the whole batch on a GPU, and 64 on the CPU, which are as fast
-            there as all at once. The result is the same up to rounding; a small one needs little memory.
+        real_chunk_size: real images a pass, the same up to rounding; None passes all on a GPU, and 64 on the CPU.
         seed: of every random draw.
 
     Attributes:
-        name: of the method, in results, columns and files; the name of the class where a method does not set it.
+        name: of the method, wherever it is named; that of the class where it does not set one.
         outer_steps: matching steps an outer iteration.
 
     Raises:
@@ -112,11 +79,8 @@ class Condenser(LightningModule):
         super().__init__()
         if ipc < 1:
             raise InputError(f"ipc must be at least 1 (synthetic images per class), got {ipc}.")
-        require_at_least(
-            lr_images=(lr_images, 0),
-            momentum_images=(momentum_images, 0),
-            real_chunk_size=(real_chunk_size, 1),
-        )
+        require_at_least(lr_images=(lr_images, 0), momentum_images=(momentum_images, 0))
+        require_at_least(real_chunk_size=(real_chunk_size, 1))
         if not 0 <= lr_images_cooldown <= 1:
             raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
         if init not in INITS:
@@ -130,8 +94,7 @@ class Condenser(LightningModule):
         self.lr_images = self.default_lr_images() if lr_images is None else lr_images
         self.lr_images_cooldown, self.momentum_images = lr_images_cooldown, momentum_images
         self.real_chunk_size = real_chunk_size
-        # A registered network would be a part of the state, the optimizers and of DDP: only the images are.
-        self._unregistered: dict[str, nn.Module] = {}
+        self._unregistered: dict[str, nn.Module] = {}  # a registered network would be a part of the state and of DDP
         self._forward: Forward | None = None
         self._resumed_network: dict[str, Tensor] | None = None
         self._losses = torch.zeros(())  # sum over classes and the steps of this outer iteration
@@ -182,8 +145,7 @@ class Condenser(LightningModule):
     def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
         """Sum of the losses of this process' classes, and its derivative with respect to all stored images.
 
-        Classes are independent given the network, so their derivatives may be taken one by one: that is the same as one
-        backward pass over the sum, and holds the graph of one class only.
+        Class by class: the same as one backward pass over the sum, as classes are independent given the network.
         """
         loss, derivative = torch.zeros_like(self._losses), torch.zeros_like(self.images)
         for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
@@ -246,8 +208,8 @@ class Condenser(LightningModule):
 
     @property
     def chunk_size(self) -> int | None:
-        """Real images a pass."""
-        return self.real_chunk_size or default_chunk_size(self.device)
+        """Real images a pass: 64 on the CPU, as fast as 256 there (ConvNet, 1x28x28) at a quarter of the memory."""
+        return self.real_chunk_size or (64 if self.device.type == "cpu" else None)
 
     @property
     def matching_loss(self) -> Tensor:
@@ -260,42 +222,25 @@ class Condenser(LightningModule):
         """Makes the synthetic images, once the data are known."""
         data = self.data
         check_network(self.network_spec, data)
-        self.augmentation = self._pairwise_augmentation()
+        self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
         if self.trainer.precision == "16-mixed":
-            raise InputError(
-                "precision 16-mixed scales losses, and gradients that are matched are not of a loss to be scaled; take "
-                "bf16-mixed or 32-true."
-            )
+            raise InputError("precision 16-mixed scales losses, but matching compares gradients; take bf16-mixed.")
         if getattr(self, "images", None) is None:
             self.images = nn.Parameter(initial_images(self.init, self.ipc, self.real, self.seed))
             labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
             self.register_buffer("labels", labels, persistent=False)
-
-    def _pairwise_augmentation(self) -> Any:
-        made = make_augmentation(self.augmentation_spec, self.data)
-        missing = [name for name in ("pair", "batch") if made is not None and not hasattr(made, name)]
-        if missing:
-            raise InputError(
-                f"model.augmentation must have the methods pair(real, synthetic, seed) and batch(images, seed); "
-                f"{self.augmentation_spec} lacks {', '.join(missing)}."
-            )
-        return made
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD of the images."""
         return torch.optim.SGD([self.images], lr=self.lr_images, momentum=self.momentum_images)
 
     def on_fit_start(self) -> None:
-        """Logs the iteration that a resumed run starts from again: the older curve is cut before it."""
+        """Logs again the iteration that a resumed run starts from, at which the older curve is cut."""
         if self.resumed_at is not None:
             self._log_loss()
 
     def on_train_start(self) -> None:
-        """Refuses a Trainer that would leave out matching steps.
-
-        Raises:
-            InputError: if so.
-        """
+        """Refuses a Trainer that would leave out matching steps."""
         self._losses = self._losses.to(self.device)
         steps = self.trainer.num_training_batches
         if steps != self.outer_steps and not getattr(self.trainer, "fast_dev_run", False):
@@ -304,10 +249,7 @@ class Condenser(LightningModule):
                 "out trainer.limit_train_batches and trainer.overfit_batches; model.outer_steps sets their number."
             )
         if self.lr_images_cooldown and not (self.trainer.max_epochs or 0) > 0:
-            raise InputError(
-                "model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs, the number of "
-                "outer iterations."
-            )
+            raise InputError("model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs.")
 
     def training_step(self, batch: RealImages, batch_idx: int) -> None:
         """One matching step: the loss class by class, one update of the images, then the network's own training."""
@@ -349,11 +291,7 @@ class Condenser(LightningModule):
         return self.lr_images * min(left / self.lr_images_cooldown, 1)
 
     def on_train_epoch_end(self) -> None:
-        """Logs the matching loss of the outer iteration.
-
-        Raises:
-            InputError: if it, or an image, is no finite number; the checkpoints are from before.
-        """
+        """Logs the matching loss of the outer iteration."""
         self.require_finite()
         self.trainer.callback_metrics["matching_loss"] = self.matching_loss  # self.log takes a millisecond
         self._curve = self.current_epoch + 1, float(self.matching_loss)
@@ -383,75 +321,21 @@ class Condenser(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume compares, and what the steps that are left of this outer iteration start from."""
-        checkpoint["format"] = FORMAT
-        checkpoint["data"] = self._data_identity()
-        checkpoint["curve"] = self._curve
-        if "network" in self._unregistered and self.outer_steps > 1:
-            checkpoint["network"] = self._unregistered["network"].state_dict()
-            checkpoint["losses"] = self._losses
+        checkpoint |= {"format": FORMAT, "method": self.name, "data": data_identity(self.data), "curve": self._curve}
+        if self.network is not None and self.outer_steps > 1:
+            checkpoint |= {"network": self.network.state_dict(), "losses": self._losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the network of an outer iteration that was interrupted.
-
-        Raises:
-            InputError: if the checkpoint was made with other settings, which are named.
-        """
-        made_with = {**checkpoint.get("hyper_parameters", {}), **checkpoint.get("data", {})}
-        now = {**self.hparams, **self._data_identity()}
-        differing = [
-            f"{key} was {made_with.get(key)} and is {now.get(key)}"
-            for key in dict.fromkeys([*now, *made_with])
-            if not key.startswith("_") and key not in _MAY_CHANGE and made_with.get(key) != now.get(key)
-        ]
-        if differing:
-            raise InputError(
-                f"The checkpoint was made with other settings: {'; '.join(differing)}. Resume with the configuration "
-                "it was made with (config.yaml in its run's folder), or start anew without a checkpoint."
-            )
+        """Takes up the network of an outer iteration that was interrupted, where the settings are the same."""
+        made_with = {"method": checkpoint["method"], **checkpoint["hyper_parameters"], **checkpoint["data"]}
+        require_same(made_with, {"method": self.name, **self.hparams, **data_identity(self.data)})
         self._resumed_network = checkpoint.get("network")
         self._losses = checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
         self.resumed_at = self._curve[0]
 
-    def _data_identity(self) -> dict[str, Any]:
-        data = self.data
-        return {
-            "method": self.name,
-            "dataset": data.dataset_name,
-            "batch_real": data.batch_real,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "classes": data.num_classes,
-            "image_shape": [data.channels, *data.image_size],
-            "images": sum(data.real.counts()) if data.real is not None else 0,
-        }
-
-    def source(self, iteration: int) -> dict[str, Any]:
-        """What the images came from, for files and results: name, class, all settings, data, completed iterations."""
-        own = type(self)
-        settings = {key: getattr(self, key, None) if value is None else value for key, value in self.hparams.items()}
-        return {
-            "method": self.name,
-            "class": f"{own.__module__}.{own.__qualname__}",
-            **{key: value for key, value in settings.items() if not key.startswith("_")},
-            "dataset": self.data.dataset_name,
-            "batch_real": self.data.batch_real,
-            "iteration": iteration,
-            "max_epochs": self.trainer.max_epochs,  # the end that a cooldown was planned for
-            "precision": str(self.trainer.precision),
-        }
-
     def synthetic_set(self, iteration: int) -> SyntheticSet:
-        """A copy of the images as they are now, with all that is needed to use them.
-
-        Args:
-            iteration: completed iterations, to be noted in the set.
-        """
-        return SyntheticSet(
-            images=self.images.detach().float().cpu().clone(),
-            labels=self.labels.cpu().clone(),
-            mean=self.data.mean,
-            std=self.data.std,
-            class_names=self.data.class_names,
-            source=self.source(iteration),
-        )
+        """A copy of the images as they are now, after so many completed iterations."""
+        data, source = self.data, {**source_of(self, self.data), "iteration": iteration}
+        images, labels = self.images.detach().float().cpu().clone(), self.labels.cpu().clone()
+        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dc_lightning.matching.batch_norm import has_batch_norm
-from dc_lightning.matching.embeddings import embed, mean_embedding, squared_distance
+from dc_lightning.matching.embeddings import embed, mean_embedding
 from dc_lightning.methods.base import Condenser
 from dc_lightning.parts import Spec
 from dc_lightning.synthetic.initial import Init
@@ -47,7 +47,8 @@ class DistributionMatching(Condenser):
 
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
         """Squared distance of the mean embeddings (DM, equation 5)."""
-        return squared_distance(mean_embedding(network, real, self.chunk_size), embed(network, synthetic).mean(dim=0))
+        target = mean_embedding(network, real, self.chunk_size)
+        return (target - embed(network, synthetic).mean(dim=0)).square().sum()
 
     def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
         """All classes in one pass where BatchNorm takes its statistics from the batch."""
@@ -65,11 +66,7 @@ class DistributionMatching(Condenser):
             with torch.no_grad():
                 real_features = embed(network, torch.cat(reals)).split([len(real) for real in reals])
             features = embed(network, torch.cat(synthetics)).split([len(images) for images in synthetics])
-            loss = torch.stack(
-                [
-                    squared_distance(real.mean(dim=0), synthetic.mean(dim=0))
-                    for real, synthetic in zip(real_features, features, strict=True)
-                ]
-            ).sum()
+            differences = [a.mean(dim=0) - b.mean(dim=0) for a, b in zip(real_features, features, strict=True)]
+            loss = torch.stack(differences).square().sum()
             (derivative,) = torch.autograd.grad(loss, stored)
         return loss.detach(), derivative

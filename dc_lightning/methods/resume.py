@@ -1,0 +1,83 @@
+"""What is said of a condensation in its files, and which checkpoints can be resumed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.errors import InputError
+from dc_lightning.files import read_tensors
+
+if TYPE_CHECKING:
+    from dc_lightning.methods.base import Condenser
+
+FORMAT = "dc_lightning checkpoint 2"
+
+_MAY_CHANGE = ("real_chunk_size", "lr_images", "lr_images_cooldown")
+"""Settings that may change on resume: memory and speed, and what a run needs that diverged or is to end."""
+
+
+def require_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of a condensation, before anything is built for it.
+
+    Raises:
+        InputError: if it is missing, damaged, of something else or of another version, or would have to run code to be
+            read.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint at '{path}'; give the path of a .ckpt file.")
+    content = read_tensors(path)
+    if not isinstance(content, dict) or not isinstance(content.get("curve"), tuple):
+        raise InputError(f"'{path}' is not a checkpoint of a condensation; give a .ckpt file that a run of it wrote.")
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"'{path}' was written by another version of dc_lightning (format {content.get('format', 'of 0.1.0')}, "
+            f"expected {FORMAT}); finish the run with that version, or start anew. Its synthetic.pt can be read."
+        )
+    return content
+
+
+def data_identity(data: CondensationDataModule) -> dict[str, Any]:
+    """What a resume compares of the data."""
+    return {
+        "dataset": data.dataset_name,
+        "batch_real": data.batch_real,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "classes": data.num_classes,
+        "image_shape": [data.channels, *data.image_size],
+        "images": sum(data.real.counts()) if data.real is not None else 0,
+    }
+
+
+def require_same(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Makes sure that a run is resumed with the settings that its checkpoint was made with.
+
+    Raises:
+        InputError: if not; names what differs.
+    """
+    differing = [
+        f"{key} was {made_with.get(key)} and is {now.get(key)}"
+        for key in dict.fromkeys([*now, *made_with])
+        if not key.startswith("_") and key not in _MAY_CHANGE and made_with.get(key) != now.get(key)
+    ]
+    if differing:
+        raise InputError(
+            f"The checkpoint was made with other settings: {'; '.join(differing)}. Resume with the configuration it "
+            "was made with (config.yaml in its run's folder), or start anew without a checkpoint."
+        )
+
+
+def source_of(condenser: "Condenser", data: CondensationDataModule) -> dict[str, Any]:
+    """What images came from: name and class of the method, all its settings, data."""
+    own, given = type(condenser), condenser.hparams
+    settings = {key: getattr(condenser, key, None) if value is None else value for key, value in given.items()}
+    return {
+        "method": condenser.name,
+        "class": f"{own.__module__}.{own.__qualname__}",
+        **{key: value for key, value in settings.items() if not key.startswith("_")},
+        "dataset": data.dataset_name,
+        "batch_real": data.batch_real,
+        "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for
+        "precision": str(condenser.trainer.precision),
+    }
