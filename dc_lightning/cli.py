@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
@@ -26,6 +25,7 @@ from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError, suggestion
 from dc_lightning.evaluation.selection import Method
+from dc_lightning.files import shipped
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
@@ -116,6 +116,17 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             yield name, value if equals else next(iter(words[number + 1 : number + 2]), "")
+
+
+def _with_shipped_files(words: Sequence[str]) -> list[str]:
+    """``configs/...`` means a file of the package's where there is none in the working directory."""
+    found = list(words)
+    for number, word in enumerate(words):
+        prefix, path = ("--config=", word[9:]) if word.startswith("--config=") else ("", word)
+        is_value = bool(prefix) or (number > 0 and words[number - 1] == "--config")
+        if is_value and path.startswith("configs/") and not Path(path).exists():
+            found[number] = f"{prefix}{shipped(path.removeprefix('configs/'))}"
+    return found
 
 
 def _configuration_files(words: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -252,7 +263,7 @@ class CondensationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Refuses what would be overruled silently, and names the default classes."""
-        words = cast(list[str], args)
+        words = _with_shipped_files(cast(list[str], args))
         if words[:1] and words[0] in self.subcommands():
             for name, value in _options(words):
                 if name == "ckpt_path" and value not in ("last", "auto"):
@@ -280,12 +291,6 @@ class CondensationCLI(LightningCLI):
             default=False,
             help="Compile networks by torch.compile: half a minute at the start of every process, then faster.",
         )
-        parser.add_argument(
-            "--tf32",
-            type=bool | None,
-            default=None,
-            help="Convolutions and matrix products of NVIDIA GPUs in TensorFloat-32; null is PyTorch's own choice.",
-        )
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
 
@@ -309,9 +314,6 @@ class CondensationCLI(LightningCLI):
                 "PyTorch aborts; take trainer.strategy ddp, or leave the compilation off."
             )
         compile_networks(config.compile)
-        if config.tf32 is not None:
-            torch.backends.cudnn.allow_tf32 = config.tf32
-            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         if config.trainer.default_root_dir and _is_tensorboard(config.trainer.logger):
             logger = config.trainer.logger.init_args
             logger.save_dir = config.trainer.default_root_dir if logger.save_dir == "." else logger.save_dir
@@ -442,7 +444,7 @@ def _run(words: list[str]) -> int:
 def _suggested_option(words: Sequence[str]) -> str:
     """The option that is near one of the words which is none, if there is any."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
-    known += ["keep_freed_memory", "compile", "tf32", "weights_only"]
+    known += ["keep_freed_memory", "compile", "weights_only"]
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [part for part in vars(data).values() if inspect.isclass(part)],

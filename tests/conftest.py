@@ -32,7 +32,7 @@ def fill_golden(network, seed=0):
 
 
 def golden_case(entry):
-    """Network in train mode, real images of three classes, and synthetic ones, that golden values were computed with."""
+    """Network in train mode, real images of three classes and synthetic ones of golden values."""
     channels, size, ipc = entry["channels"], entry["size"], entry.get("ipc", 2)
     network = fill_golden(NETWORKS[entry["model"]](channels, 10, (size, size))).train()
     if has_batch_norm(network) and not entry.get("all_classes_in_one_batch"):

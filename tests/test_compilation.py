@@ -8,8 +8,8 @@ import torch
 from conftest import TinyData
 from torch._dynamo.utils import counters
 
-from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning import CondensationModule, Recipe, SyntheticSet
+from dc_lightning.compilation import compile_networks, compiled
 from dc_lightning.evaluation.training import Job, train_and_test
 from dc_lightning.networks import make_network
 

@@ -165,7 +165,7 @@ def test_a_recipe_of_ones_own_is_read_and_an_unknown_setting_is_named(tmp_path):
     path.write_text("evaluation: {recipe: {speed: 3}}")
     with pytest.raises(InputError, match="unknown settings of a recipe: speed"):
         load_recipe(str(path))
-    with pytest.raises(InputError, match="no 'evaluation/idcc.yaml'"):
+    with pytest.raises(InputError, match=r"no 'evaluation/idcc\.yaml'"):
         load_recipe("idcc")
 
 

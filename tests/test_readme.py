@@ -1,5 +1,6 @@
 """What the README shows is run."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from dc_lightning.cli import main
-from dc_lightning.evaluation import random_set
+from dc_lightning.evaluation.baselines import random_set
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -41,31 +42,27 @@ def test_the_parts_work_without_the_command_line(monkeypatch):
     assert list(Path().rglob("results.json"))
 
 
-@pytest.mark.parametrize("number", range(3), ids=["distance", "network", "dataset"])
+@pytest.mark.parametrize("number", range(3), ids=["dataset", "method", "distance and network"])
 def test_an_extension_is_one_class_and_one_yaml(number):
     parts = [block for block in blocks("python") if re.search(r"^class ", block, re.MULTILINE)]
     Path("my_parts.py").write_text("\n".join(parts))
     Path("mine.yaml").write_text(blocks("yaml")[number])
-    tiny = ["--model.network", "MLP"] if number != 1 else []
-    data = ["--data", "conftest.TinyData"] if number != 2 else []
-    command = [
-        "fit",
-        *data,
-        *tiny,
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.max_epochs",
-        "2",
-        "--config",
-        "mine.yaml",
-    ]
-    evaluation = ["--evaluation.num_networks", "1", "--evaluation.every_n", "0", "--evaluation.recipe.epochs", "2"]
-    networks = ["--evaluation.networks", "[MLP, my_parts.Linear]"] if number == 1 else []
-    assert main([*command, *evaluation, *networks]) == 0
+    command = "fit --config mine.yaml --trainer.accelerator cpu --trainer.max_epochs 2 --evaluation.num_networks 1 "
+    command += "--evaluation.every_n 0 --evaluation.recipe.epochs 2"
+    data = ["--data", "conftest.TinyData"] if number != 0 else []
+    network = ["--model.network", "MLP"] if number != 2 else ["--evaluation.networks", "[MLP, my_parts.Linear]"]
+    assert main([*command.split(), *data, *network]) == 0
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["state_dict"]["images"].isfinite().all()
+    method = json.loads(Path("lightning_logs/version_0/results.json").read_text())["columns"][0]["name"]
+    assert method == ("PixelMeans" if number == 1 else "DC")
+
+
+def test_it_is_short():
+    assert len(README.encode()) <= 12 * 1024
+    assert README.index("pip install . &&") < 1500  # in the first screen
 
 
 def test_every_config_named_is_there():
-    for path in set(re.findall(r"configs/[\w/]+\.yaml", README)):
+    for path in set(re.findall(r"configs/[\w/]+\.(?:yaml|png)", README)):
         assert (Path(__file__).parent.parent / path).is_file(), path

@@ -149,7 +149,7 @@ def test_a_single_grey_image_takes_every_operation():
     """The authors' code fails on both with today's torch."""
     image = torch.randn(1, 1, 28, 28, dtype=torch.float64, requires_grad=True)
     for name in OPERATIONS:
-        real, synthetic = Siamese(name).pair(image.detach().repeat(3, 1, 1, 1), image, 3)
+        _, synthetic = Siamese(name).pair(image.detach().repeat(3, 1, 1, 1), image, 3)
         assert synthetic.shape == image.shape
         (derivative,) = torch.autograd.grad(synthetic.square().sum(), image)
         assert bool(derivative.isfinite().all())

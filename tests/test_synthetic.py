@@ -12,7 +12,6 @@ from dc_lightning.errors import InputError
 from dc_lightning.files import write_whole
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
-
 DECODE = json.loads((GOLDEN_FOLDER / "idc_dream.json").read_text())["decode"]
 
 

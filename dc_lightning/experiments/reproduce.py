@@ -34,7 +34,6 @@ _MACHINE = {
     "evaluation.cache",
     "keep_freed_memory",
     "model.real_chunk_size",
-    "tf32",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.enable_progress_bar",
@@ -80,7 +79,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile|--tf32", key):
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 "--trainer.max_epochs 100."
