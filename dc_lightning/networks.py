@@ -5,7 +5,7 @@ network. "InstanceNorm" is GroupNorm with one channel a group, affine, as in the
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, cast
 
@@ -187,6 +187,23 @@ class ConvNet(Classifier):
         super().__init__(nn.Sequential(*layers), width * size[0] * size[1], num_classes)
 
 
+def _blocks(
+    channels: int, size: ImageSize, plan: Sequence[tuple[int, int, int, bool]], normalization: Normalization
+) -> nn.Sequential:
+    """Convolution, norm, ReLU, and max pooling where the plan says so; (filters, kernel, padding, pooled) a block."""
+    layers: list[nn.Module] = []
+    for filters, kernel, padding, pooled in plan:
+        layers.append(nn.Conv2d(channels, filters, kernel, padding=padding))
+        if (norm := _normalization(normalization, filters, size)) is not None:
+            layers.append(norm)
+        layers.append(nn.ReLU(inplace=True))
+        if pooled:
+            layers.append(nn.MaxPool2d(2))
+            size = _halve(size, 1)
+        channels = filters
+    return nn.Sequential(*layers)
+
+
 class AlexNet(Classifier):
     """Five convolutions of 128, 192, 256, 192 and 192 filters, three max poolings, one linear layer.
 
@@ -202,26 +219,11 @@ class AlexNet(Classifier):
     ) -> None:
         mnist_like = _is_mnist_like(channels, image_size)
         size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
-        _require("AlexNet", _halve(size, 3), image_size, 8)
-        layers: list[nn.Module] = []
-        plan = [  # filters, kernel, padding, pooled
-            (128, 5, 4 if mnist_like else 2, True),
-            (192, 5, 2, True),
-            (256, 3, 1, False),
-            (192, 3, 1, False),
-            (192, 3, 1, True),
-        ]
-        before = channels
-        for filters, kernel, padding, pooled in plan:
-            layers.append(nn.Conv2d(before, filters, kernel, padding=padding))
-            if (norm := _normalization(normalization, filters, size)) is not None:
-                layers.append(norm)
-            layers.append(nn.ReLU(inplace=True))
-            if pooled:
-                layers.append(nn.MaxPool2d(2))
-                size = _halve(size, 1)
-            before = filters
-        super().__init__(nn.Sequential(*layers), 192 * size[0] * size[1], num_classes)
+        last = _halve(size, 3)
+        _require("AlexNet", last, image_size, 8)
+        plan = [(128, 5, 4 if mnist_like else 2, True), (192, 5, 2, True), (256, 3, 1, False)]
+        plan += [(192, 3, 1, False), (192, 3, 1, True)]
+        super().__init__(_blocks(channels, size, plan, normalization), 192 * last[0] * last[1], num_classes)
 
 
 class VGG11(Classifier):
@@ -239,20 +241,11 @@ class VGG11(Classifier):
     ) -> None:
         mnist_like = _is_mnist_like(channels, image_size)
         size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
-        _require("VGG11", _halve(size, 5), image_size, 32)
-        layers: list[nn.Module] = []
-        before = channels
-        for filters, pooled in zip((64, 128, 256, 256, 512, 512, 512, 512), (1, 1, 0, 1, 0, 1, 0, 1), strict=True):
-            padding = 3 if mnist_like and not layers else 1
-            layers.append(nn.Conv2d(before, filters, 3, padding=padding))
-            if (norm := _normalization(normalization, filters, size)) is not None:
-                layers.append(norm)
-            layers.append(nn.ReLU(inplace=True))
-            if pooled:
-                layers.append(nn.MaxPool2d(2))
-                size = _halve(size, 1)
-            before = filters
-        super().__init__(nn.Sequential(*layers), 512 * size[0] * size[1], num_classes)
+        last = _halve(size, 5)
+        _require("VGG11", last, image_size, 32)
+        plan = [(64, 3, 3 if mnist_like else 1, True), (128, 3, 1, True), (256, 3, 1, False), (256, 3, 1, True)]
+        plan += [(512, 3, 1, False), (512, 3, 1, True)] * 2
+        super().__init__(_blocks(channels, size, plan, normalization), 512 * last[0] * last[1], num_classes)
 
 
 class _BasicBlock(nn.Module):

@@ -37,24 +37,13 @@ class _Torchvision(CondensationDataModule):
     Args:
         root: folder of the data.
         download: fetch the files if they are not there.
-        batch_real: see `CondensationDataModule`.
-        test_batch_size: see `CondensationDataModule`.
-        mean: see `CondensationDataModule`.
-        std: see `CondensationDataModule`.
+        **kwargs: see `CondensationDataModule`.
     """
 
     files: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = True,
-        batch_real: int = 256,
-        test_batch_size: int = 256,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-    ) -> None:
-        super().__init__(batch_real, test_batch_size, mean, std)
+    def __init__(self, root: str = "data", download: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.root = root
         self.download = download
 
@@ -190,11 +179,7 @@ class TorchDataset(CondensationDataModule):
         train: makes the training set; images as PIL images, uint8 or floats in [0, 1], labels from 0.
         test: makes the test set.
         class_names: one name a class; None takes the dataset's ``classes``, or else numbers.
-        batch_real: see `CondensationDataModule`.
-        test_batch_size: see `CondensationDataModule`.
-        mean: see `CondensationDataModule`.
-        std: see `CondensationDataModule`.
-        in_memory: see `CondensationDataModule`.
+        **kwargs: see `CondensationDataModule`.
     """
 
     def __init__(
@@ -202,13 +187,9 @@ class TorchDataset(CondensationDataModule):
         train: Callable[[], Dataset],
         test: Callable[[], Dataset],
         class_names: list[str] | None = None,
-        batch_real: int = 256,
-        test_batch_size: int = 256,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        in_memory: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_real, test_batch_size, mean, std, in_memory)
+        super().__init__(**kwargs)
         self.make_train, self.make_test = train, test
         self.given_class_names = class_names
         self._name = type(self).__name__

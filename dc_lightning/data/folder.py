@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -33,11 +34,7 @@ class ImageFolder(CondensationDataModule):
         image_size: height and width to resize to; None if all files have one size.
         channels: 1 (grey) or 3 (RGB); None takes that of the first file.
         test_fraction: share of every class for testing, where ``root`` has no ``test`` or ``val``.
-        batch_real: see `CondensationDataModule`.
-        test_batch_size: see `CondensationDataModule`.
-        mean: see `CondensationDataModule`.
-        std: see `CondensationDataModule`.
-        in_memory: see `CondensationDataModule`.
+        **kwargs: see `CondensationDataModule`.
     """
 
     def __init__(
@@ -46,13 +43,9 @@ class ImageFolder(CondensationDataModule):
         image_size: tuple[int, int] | None = None,
         channels: int | None = None,
         test_fraction: float = 0.2,
-        batch_real: int = 256,
-        test_batch_size: int = 256,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        in_memory: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_real, test_batch_size, mean, std, in_memory)
+        super().__init__(**kwargs)
         if channels not in (None, 1, 3):
             raise InputError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}.")
         if image_size is not None and min(image_size) < 1:
