@@ -121,6 +121,21 @@ def test_scores_by_another_recipe_are_told_apart(change, said, tmp_path):
     assert {row.key.scored for row in rows} == {(), (said,)}
 
 
+def test_several_recipes_are_rows_of_their_own_and_only_a_methods_own_has_the_papers_figure(tmp_path):
+    results(tmp_path / "both")
+    path = tmp_path / "both/results.json"
+    content = json.loads(path.read_text())
+    (score,) = content["columns"][0]["scores"]
+    siamese = ["siamese(color_crop_cutout_flip_scale_rotate)"]
+    other = {**score, "recipe": "DSA", "epochs": 1000, "augmentation": siamese, "accuracies": [0.8, 0.8]}
+    content["columns"][0]["scores"].append(other)
+    path.write_text(json.dumps(content))
+    rows, _, _ = collect([tmp_path])
+    text = "\n".join(table.markdown() for table in tables(rows))
+    assert "| FashionMNIST: DC | 71.0 ± 1.0 (70.5 ± 0.6), n=2 |" in text
+    assert "| FashionMNIST: DC, recipe DSA | 80.0 ± 0.0, n=2 |" in text
+
+
 def test_a_set_of_a_shipped_preset_is_called_by_it(tmp_path):
     fast = {"init": "k-means", "lr_images": 0.3, "lr_images_cooldown": 0.5, "batch_real": 64, "iteration": 280}
     results(tmp_path / "fast", **fast)

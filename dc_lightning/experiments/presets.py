@@ -123,6 +123,12 @@ def shipped_presets() -> list[Preset]:
     return presets
 
 
+def own_recipe(method: str) -> str:
+    """Name of the recipe that a method's paper scores by: DC's for all but those whose YAML says otherwise."""
+    own = next((preset for preset in shipped_presets() if preset.method == method), None)
+    return str(((own.content if own else {}).get("evaluation") or {}).get("recipe", {}).get("name", "DC"))
+
+
 def preset_of(source: Mapping[str, Any]) -> Preset | None:
     """The preset that a set was made by, if there is one."""
     return next((preset for preset in shipped_presets() if preset.fits(source)), None)

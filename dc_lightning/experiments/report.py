@@ -20,7 +20,14 @@ from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation.pools import POOLS
 from dc_lightning.evaluation.selection import Selection
 from dc_lightning.experiments.paper import DATASETS, SELECTIONS, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
-from dc_lightning.experiments.presets import is_ours, made_with, preset_of, scoring_departures, shipped_presets
+from dc_lightning.experiments.presets import (
+    is_ours,
+    made_with,
+    own_recipe,
+    preset_of,
+    scoring_departures,
+    shipped_presets,
+)
 from dc_lightning.files import write_whole
 from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.parts import part_name
@@ -98,6 +105,8 @@ class Row:
     def paper(self) -> Accuracy | None:
         """The paper's figure, if it gives one."""
         key = self.key
+        if f"recipe {key.recipe}" in key.scored:
+            return None
         if key.method == "whole set":
             return WHOLE_SET.get(key.dataset) if key.tested_on == "ConvNet" else None
         if not self.is_ours or key.distance not in ("", "ours"):
@@ -165,6 +174,8 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
         for score in column["scores"]:
             epochs = int(score["epochs"]) if name == "whole set" else None
             scored = [f"{epochs + 1} epochs"] if epochs is not None else []
+            recipe = str(score.get("recipe", "DC"))
+            scored += [f"recipe {recipe}"] if recipe != own_recipe(name) else []
             scored += scoring_departures(content, score, epochs)
             pairs = list(zip([int(seed) for seed in score["seeds"]], score["accuracies"], strict=True))
             each = len(pairs) // len(here)  # one set after the other
@@ -177,7 +188,7 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
                     network=part_name(source.get("network") or source.get("features") or ""),
                     distance=part_name(source.get("distance") or ""),
                     tested_on=score["network"] + "",
-                    recipe=str(score.get("recipe", "DC")),
+                    recipe=recipe,
                     label=label,
                     made=json.dumps(made_with(source), sort_keys=True, default=str) if departures else "",
                     scored=tuple(scored),
