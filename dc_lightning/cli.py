@@ -4,12 +4,13 @@ import errno
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -23,18 +24,19 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dc_lightning import __version__, data, methods
 from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
-from dc_lightning.errors import InputError, suggestion
+from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.evaluation.selection import Method
-from dc_lightning.files import shipped
+from dc_lightning.files import configuration_file
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
 from dc_lightning.run import commands
 from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
-from dc_lightning.run.evaluation_callback import EvaluationCallback, require_writable
+from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
 from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import load_synthetic
+from dc_lightning.synthetic.initial import INITS
 
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
@@ -89,12 +91,12 @@ class CondensationTrainer(Trainer):
 class _Parser(LightningArgumentParser):
     """Says what is wrong in one sentence, without the usage of a hundred options before it."""
 
-    _messages: ClassVar[list[str]] = []  # those of the parsers within it come first, and say more
+    messages: ClassVar[list[str]] = []  # those of the parsers within it come first, and say more
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         words = " ".join(message.split())
-        inner = [said for said in self._messages if said in words]
-        self._messages.append(words)
+        inner = [said for said in self.messages if said in words]
+        self.messages.append(words)
         raise InputError(f"{message.splitlines()[0]} {inner[-1]}" if inner else _on_one_line(message)) from ex
 
 
@@ -118,14 +120,16 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else next(iter(words[number + 1 : number + 2]), "")
 
 
-def _with_shipped_files(words: Sequence[str]) -> list[str]:
-    """``configs/...`` means a file of the package's where there is none in the working directory."""
-    found = list(words)
-    for number, word in enumerate(words):
-        prefix, path = ("--config=", word[9:]) if word.startswith("--config=") else ("", word)
-        is_value = bool(prefix) or (number > 0 and words[number - 1] == "--config")
-        if is_value and path.startswith("configs/") and not Path(path).exists():
-            found[number] = f"{prefix}{shipped(path.removeprefix('configs/'))}"
+def _with_configuration_files(words: Sequence[str]) -> list[str]:
+    """``--config`` in its long form, with the path of a file; see `configuration_file`."""
+    found = [
+        f"--config={word[3:]}" if word.startswith("-c=") else "--config" if word == "-c" else word for word in words
+    ]
+    for number, word in enumerate(found):
+        if word.startswith("--config="):
+            found[number] = f"--config={configuration_file(word.removeprefix('--config='))}"
+        elif number and found[number - 1] == "--config":
+            found[number] = configuration_file(word)
     return found
 
 
@@ -257,16 +261,17 @@ class CondensationCLI(LightningCLI):
             parser_kwargs={
                 "description": "Dataset condensation. Besides the subcommands below, `export SET FOLDER` writes "
                 "images, `reproduce TABLE` runs a table of a paper and `report FOLDER` prints it; each has a --help.",
-                **{name: {"default_env": False} for name in CondensationCLI.subcommands()},
+                **{name: {"default_env": False, "allow_abbrev": False} for name in CondensationCLI.subcommands()},
             },
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Refuses what would be overruled silently, and names the default classes."""
-        words = _with_shipped_files(cast(list[str], args))
+        _Parser.messages.clear()
+        words = _with_configuration_files(cast(list[str], args))
         if words[:1] and words[0] in self.subcommands():
             for name, value in _options(words):
-                if name == "ckpt_path" and value not in ("last", "auto"):
+                if words[0] == "fit" and name == "ckpt_path" and value not in ("last", "auto", "null"):
                     require_checkpoint(Path(value))  # of an older version, whose configuration is not understood
             _refuse_seeds(words)
             _check_classes(words)
@@ -395,12 +400,15 @@ def _run_lightning(words: Sequence[str]) -> int:
 
 
 def _export(words: Sequence[str]) -> int:
-    """Writes the images of a set as files."""
-    if len(words) != 2 or words[0].startswith("-"):
-        raise InputError("Usage: dc-lightning export SET FOLDER: a synthetic.pt, and a new folder for its PNG files.")
-    (synthetic,) = load_synthetic(words[0])
-    synthetic.export(words[1])
-    print(f"{len(synthetic.images)} images written to {words[1]}")
+    parser = OneSentenceParser(prog="dc-lightning export", description="Writes the images of a set as PNG files.")
+    parser.add_argument("set", metavar="SET", help="a synthetic.pt")
+    parser.add_argument("folder", metavar="FOLDER", help="a new folder, one folder a class below")
+    options = parser.parse_args(words)
+    sets = load_synthetic(options.set)
+    if len(sets) > 1:
+        raise InputError(f"'{options.set}' holds {len(sets)} sets; export takes a file of one, such as a synthetic.pt.")
+    sets[0].export(options.folder)
+    print(f"{len(sets[0].images)} images written to {options.folder}")
     return 0
 
 
@@ -455,7 +463,11 @@ def _suggested_option(words: Sequence[str]) -> str:
     for key, parts in classes.items():
         names = {name for part in parts for name in inspect.signature(part).parameters}
         known += [key, *(f"{key}.{name}" for name in sorted(names))]
-    for name, _ in _options(words):
+    values = {"model.init": INITS, "method": get_args(Method), "evaluation.baselines": get_args(Baseline)}
+    for name, value in _options(words):
+        for word in re.findall(r"[\w-]+", value) if name in values else ():
+            if word not in values[name] and (near := suggestion(word, values[name])):
+                return near
         plain = name.replace(".init_args", "")
         parent = ".".join(plain.split(".")[:2])
         if plain not in known and parent not in known:

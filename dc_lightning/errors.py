@@ -4,6 +4,7 @@ import argparse
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -20,10 +21,18 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def last_line(error: BaseException) -> str:
+    """Likewise the last line, where a parser says first what it tried."""
+    return ([type(error).__name__, *str(error).strip().splitlines()])[-1].strip()
+
+
 def with_place(error: BaseException) -> str:
     """Type, message and place of an error that somebody else's code raised: ``KeyError: 'a' (my_parts.py, line 3)``."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
+    place = frames[-1] if frames else None
+    by_us = place is None or Path(place.filename).name in ("pkgutil.py", "parts.py")  # it could not be found
+    return said if place is None or by_us else f"{said} ({place.filename}, line {place.lineno})"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -48,5 +57,6 @@ class OneSentenceParser(argparse.ArgumentParser):
     """Raises `InputError` for words that it does not understand, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        """See `InputError`."""
-        raise InputError(f"{self.prog}: {message}.")
+        """See `InputError`; suggests the option that is near."""
+        hints = [suggestion(word, self._option_string_actions) for word in message.split() if word.startswith("--")]
+        raise InputError(f"{self.prog}: {message}.{''.join(hints[:1])}")

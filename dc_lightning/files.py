@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dc_lightning.errors import InputError
+from dc_lightning.errors import InputError, suggestion
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -66,10 +66,20 @@ def shipped(name: str) -> Path:
     """A file of the folder ``configs``, which is installed with the package and lies beside it in a checkout.
 
     Raises:
-        InputError: if there is no such file; names those that are near.
+        InputError: if there is no such file; names the one that is near.
     """
     package = Path(__file__).parent
-    for folder in (package / "configs", package.parent / "configs"):
+    folders = [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+    for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"There is no '{name}' among the configurations of the package; see its folder configs.")
+    known = [str(path.relative_to(folder)) for folder in folders for path in folder.glob("**/*.yaml")]
+    hint = suggestion(name, known)
+    raise InputError(f"There is no '{name}' among the configurations of the package; see its folder configs.{hint}")
+
+
+def configuration_file(path: str) -> str:
+    """The path of a configuration; ``configs/...`` is the package's where there is none in the working directory."""
+    if path.startswith("configs/") and not Path(path).exists():
+        return str(shipped(path.removeprefix("configs/")))
+    return path

@@ -205,7 +205,18 @@ BAD = {
         ],
         "Did you mean 'flip'?",
     ),
-    "recipe": (["--evaluation.other_recipes", "[idcc]"], "no 'evaluation/idcc.yaml'"),
+    "recipe": (["--evaluation.other_recipes", "[dsaa]"], "Did you mean 'evaluation/dsa.yaml'?"),
+    "two recipes of one name": (["--evaluation.other_recipes", "[dc]"], "need a name each"),
+    "near init": (["--model.init", "rael"], "Did you mean 'real'?"),
+    "near baseline": (["--evaluation.baselines", "[rando]"], "Did you mean 'random'?"),
+    "loss": (
+        ["--evaluation.recipe.loss", '{"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"smooth": 1}}'],
+        "The loss torch.nn.CrossEntropyLoss(smooth=1) cannot be made",
+    ),
+    "features": (
+        ["--evaluation.features_network", "test_cli.NoLinear", "--evaluation.baselines", "[herding]"],
+        "has none that it uses",
+    ),
     "ipc": (["--model.ipc", "0"], "ipc must be at least 1 (synthetic images per class), got 0."),
     "negative ipc": (["--model.ipc", "-3"], "got -3"),
     "no number": (["--model.ipc", "many"], "many"),
@@ -414,7 +425,39 @@ def test_export_writes_an_image_folder_that_is_evaluated_as_another_set(capsys, 
     assert main(["export", str(RUN / "synthetic.pt"), "out"]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert main(["export", "out"]) == 2
-    assert "export SET FOLDER" in capsys.readouterr().err
+    assert "required: FOLDER" in capsys.readouterr().err
+
+
+class NoLinear(torch.nn.Sequential):
+    """A classifier without a linear layer."""
+
+    def __init__(self, channels, num_classes, image_size):
+        pooled = torch.nn.AdaptiveAvgPool2d(1)
+        super().__init__(torch.nn.Conv2d(channels, num_classes, 3), pooled, torch.nn.Flatten())
+
+
+def test_the_short_form_of_config_is_the_same(capsys):
+    Path("seed.yaml").write_text("model: {init_args: {seed: 5}}")
+    assert fit("-c", "seed.yaml") == 2
+    assert "give seed_everything instead" in capsys.readouterr().err
+    Path("length.yaml").write_text("trainer: {max_epochs: 7}")
+    assert check_words(["fit", "-c", "length.yaml", "--ckpt_path", "null"])["trainer"]["max_epochs"] == 7
+
+
+def test_shipped_configurations_are_found_anywhere():
+    assert check_words(["fit", "--config", "configs/quickstart.yaml"])["trainer"]["max_epochs"] == 100
+    assert check_words(["fit", "--config=configs/presets/fashion_mnist_dsa_ipc10.yaml"])["trainer"]["max_epochs"] == 60
+
+
+def test_a_recipe_that_mixes_labels_serves_every_baseline():
+    """Forgetting compares with the labels of the dataset."""
+    mixing = '{"class_path": "test_evaluation.CutMix", "init_args": {"classes": 3}}'
+    baselines = ["--evaluation.baselines", "[forgetting, whole set]", "--evaluation.features_network", "MLP"]
+    short = ["--evaluation.whole_set_epochs", "2", "--trainer.max_epochs", "1", "--evaluation.every_n", "0"]
+    epochs = ["--evaluation.recipe.epochs_augmented", "2"]
+    assert fit("--evaluation.recipe.augmentation", mixing, *baselines, *short, *epochs) == 0
+    columns = json.loads((RUN / "results.json").read_text())["columns"]
+    assert [column["name"] for column in columns] == ["DC", "forgetting", "whole set"]
 
 
 class Hasty(CondensationModule):

@@ -136,11 +136,27 @@ def test_two_processes_killed_there(where, count, two_processes, tmp_path):
     assert_same(outcome(tmp_path), two_processes)
 
 
+def test_forked_processes_evaluate_a_saved_set(two_processes_folder, tmp_path):
+    path = str(two_processes_folder / RUN / "synthetic.pt")
+    same = "--data conftest.TinyData --trainer.accelerator cpu --evaluation.num_networks 2 --evaluation.recipe.epochs 4"
+    words = ["evaluate", *same.split(), "--evaluation.networks", "MLP", "--synthetic", path, *FORK, "2"]
+    assert run(words, tmp_path) == 0
+    found = json.loads((tmp_path / RUN / "results.json").read_text())
+    expected = json.loads((two_processes_folder / RUN / "results.json").read_text())
+    assert found["columns"] == expected["columns"]
+    assert (tmp_path / RUN / "config.yaml").is_file()
+
+
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     assert run([*ARGS, *FORK, "2"], folder) == 0
-    return outcome(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(two_processes_folder):
+    return outcome(two_processes_folder)
 
 
 @pytest.mark.slow

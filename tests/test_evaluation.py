@@ -160,10 +160,12 @@ def test_dsas_recipe_is_for_every_network_with_the_strategy_of_the_dataset():
 
 def test_a_recipe_of_ones_own_is_read_and_an_unknown_setting_is_named(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("evaluation: {recipe: {name: mine, milestones: [0.5, 0.8], lr_factor: 0.2, fresh_momentum: false}}")
+    path.write_text(
+        "evaluation: {recipe: {name: mine, milestones: [0.5, 0.8], lr_factor: 2e-1, fresh_momentum: false}}"
+    )
     assert load_recipe(str(path)).drops(10) == [7, 10]
     path.write_text("evaluation: {recipe: {speed: 3}}")
-    with pytest.raises(InputError, match="unknown settings of a recipe: speed"):
+    with pytest.raises(InputError, match=r"mine\.yaml' holds no evaluation\.recipe that is understood: .*speed"):
         load_recipe(str(path))
     with pytest.raises(InputError, match=r"no 'evaluation/idcc\.yaml'"):
         load_recipe("idcc")

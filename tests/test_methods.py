@@ -233,6 +233,53 @@ def test_methods_say_their_names_and_settings(tmp_path):
     assert "distance" not in sources[2]
 
 
+class Packed(CondensationModule):
+    """Stores four training images in one, and has settings of confusing names."""
+
+    factor = 2
+
+    def __init__(self, method: str = "fast", **kwargs):
+        super().__init__(**kwargs)
+
+
+class Grey(Scripted):
+    """Another augmentation."""
+
+    def pair(self, real, synthetic, seed):
+        return real, synthetic
+
+    def batch(self, images, seed):
+        return images
+
+
+def test_a_method_may_store_several_images_in_one(tmp_path):
+    seen = []
+
+    class Watched(Packed):
+        def loss(self, network, real, synthetic, label):
+            seen.append(len(synthetic))
+            return super().loss(network, real, synthetic, label)
+
+    method = fit(tmp_path, Watched(network="MLP", ipc=2, inner_epochs=1), 1)
+    assert seen == [8] * 6
+    synthetic = method.synthetic_set(1)
+    assert (synthetic.factor, synthetic.ipc, len(synthetic)) == (2, 2, 24)
+    decoded = torch.cat([method.decode(method.images_of(label)) for label in range(3)])
+    by_class = torch.cat([synthetic.decoded()[0][synthetic.decoded()[1] == label] for label in range(3)])
+    torch.testing.assert_close(by_class, decoded)
+
+
+def test_arguments_of_a_method_do_not_hide_its_name(tmp_path):
+    method = fit(tmp_path, Packed(network="MLP", ipc=2, inner_epochs=1), 1)
+    assert method.synthetic_set(1).source["method"] == "Packed"
+
+
+def test_only_the_siamese_augmentation_makes_dsa():
+    assert CondensationModule(augmentation="test_methods.Grey").name == "DC"
+    path = "dc_lightning.augmentation.Siamese"
+    assert CondensationModule(augmentation={"class_path": path, "init_args": {"strategy": "flip"}}).name == "DSA"
+
+
 def test_rates_of_dm_by_ipc():
     rates = {ipc: DistributionMatching(ipc=ipc).lr_images for ipc in (1, 10, 50, 100, 1250)}
     assert rates == {1: 1.0, 10: 1.0, 50: 1.0, 100: 10.0, 1250: 10.0}

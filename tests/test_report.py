@@ -30,9 +30,10 @@ def results(folder, *, method="DC", seed=0, accuracies=(0.7, 0.72), network="Con
         "outer_steps": ipc,
         "inner_epochs": 50 if ipc == 10 else 1,
         "lr_images": 0.1,
-        "features": network,
     }
     source |= {key: value for key, value in more.items() if key not in ("tested_on", "epochs", "recipe")}
+    if "made_epochs" in more:
+        source["epochs"] = source.pop("made_epochs")
     tested = more.get("tested_on", "ConvNet")
     epochs = more.get("epochs", 300)
     seeds = [1000 * seed + number for number in range(len(accuracies))]
@@ -156,6 +157,23 @@ def test_a_method_of_the_same_name_from_elsewhere_has_no_papers_figure(tmp_path)
     assert row.paper is None
 
 
+def test_what_bears_on_a_set_keeps_rows_apart(tmp_path):
+    """Epochs of the network that selects, a normalisation of one's own, arguments of any name of other methods."""
+    for epochs in (1, 10):
+        results(tmp_path / f"herding{epochs}", method="herding", seed=epochs, made_epochs=epochs)
+        results(tmp_path / f"theirs{epochs}", seed=epochs, **{"class": "their.Method", "made_epochs": epochs})
+    results(tmp_path / "mean", mean=[0.9])
+    rows, _, _ = collect([tmp_path])
+    assert sorted(row.key.label for row in rows if row.key.method == "herding") == [
+        "herding, features after 1 epochs",
+        "herding, features after 10 epochs",
+    ]
+    assert sorted(row.departures for row in rows if not row.is_ours)[0][0].startswith("iterations")
+    assert len([row for row in rows if not row.is_ours]) == 2
+    (mean,) = [row for row in rows if "mean [0.9]" in row.departures]
+    assert mean.key.label == "DC, custom"
+
+
 def test_an_exported_set_is_not_a_repeat_of_its_original(tmp_path):
     results(tmp_path / "a", accuracies=(0.7, 0.72))
     results(tmp_path / "b", accuracies=(0.6, 0.62), stored_as="8-bit images")
@@ -179,7 +197,7 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     assert "DC, custom, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
     assert "ConvNet, 11 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 | +20.0 |" in markdown
     assert "ConvNet, 21 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 |  |" in markdown
-    assert "herding, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
+    assert "herding, features after None epochs, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
 
 
 def test_rows_and_columns_have_the_papers_order(tmp_path):

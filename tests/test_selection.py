@@ -51,7 +51,7 @@ def test_equal_images_are_each_taken_once():
 
 
 def test_forgetting_counts_right_to_wrong_and_puts_the_never_learnt_first():
-    counting, labels = Forgetting(4), torch.zeros(4, dtype=torch.int64)
+    counting = Forgetting(torch.zeros(4, dtype=torch.int64))
     history = [  # right or not, an epoch a line, an image a column
         (1, 0, 0, 1),
         (0, 1, 0, 1),
@@ -61,7 +61,7 @@ def test_forgetting_counts_right_to_wrong_and_puts_the_never_learnt_first():
     for right in history:
         logits = torch.tensor([[float(r), 1 - float(r)] for r in right])
         order = torch.tensor([2, 0, 3, 1])
-        counting(order, logits[order], labels[order])
+        counting(order, logits[order])
     assert counting.events().tolist() == [2, 1, 3, 0]
     assert most_forgotten(counting.events(), 2).tolist() == [2, 0]
 

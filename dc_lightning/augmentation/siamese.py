@@ -156,7 +156,7 @@ class Siamese:
     """One operation of a strategy for a batch, each as likely as the others (``aug_mode`` S of the authors' code).
 
     Args:
-        strategy: names of operations, joined by ``_``; None takes that of the dataset where it is used.
+        strategy: names of operations, joined by ``_``; None is all, or that of the dataset where one is at hand.
 
     Raises:
         InputError: if a name is unknown.
@@ -164,7 +164,7 @@ class Siamese:
 
     def __init__(self, strategy: str | None = None) -> None:
         self.strategy = strategy
-        self.names = strategy.split("_") if strategy is not None else []
+        self.names = (strategy or "color_crop_cutout_flip_scale_rotate").split("_")
         for name in self.names:
             if name not in OPERATIONS:
                 raise InputError(

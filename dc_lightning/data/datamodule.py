@@ -106,6 +106,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.batch_real = batch_real
         self.test_batch_size = test_batch_size
         self.given_mean, self.given_std = mean or self.default_mean, std or self.default_std
+        self.own_statistics = mean is not None
         self.in_memory = in_memory
         self.real: RealImages | None = None
 
@@ -117,6 +118,11 @@ class CondensationDataModule(LightningDataModule, ABC):
     def dataset_name(self) -> str:
         """Name of the dataset, in results and titles."""
         return type(self).__name__
+
+    @property
+    def grey(self) -> Tensor:
+        """A pixel of 0.5, normalised, ``(C,)``."""
+        return (0.5 - torch.tensor(self.mean)) / torch.tensor(self.std)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, checks and normalises the images, once."""

@@ -12,12 +12,16 @@ from torchvision import datasets
 from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
 from dc_lightning.errors import InputError, with_place
 
+_WITHOUT_FLIP = "color_crop_cutout_scale_rotate"  # mirrored digits are others; authors' code of DSA
+
 
 class Digits(CondensationDataModule):
     """scikit-learn's handwritten digits: 1,797 images of 8x8 pixels inside the package, no download.
 
     A fifth of each class, drawn once and for all, is the test set.
     """
+
+    strategy = _WITHOUT_FLIP
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
@@ -89,7 +93,6 @@ class _Torchvision(CondensationDataModule):
         return self._tensors(train), self._tensors(test), self._names(train)
 
 
-_WITHOUT_FLIP = "color_crop_cutout_scale_rotate"  # mirrored digits are others; authors' code of DSA
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 

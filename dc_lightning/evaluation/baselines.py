@@ -97,7 +97,7 @@ class WholeSet:
             if isinstance(content, dict) and content.get("format") == FORMAT:
                 return WholeSetNetwork(content["state"], content["accuracy"], content["events"])
             raise InputError(f"'{path}' is not a network that was trained on the whole set; remove it to train anew.")
-        counting = Forgetting(len(real.labels))
+        counting = Forgetting(real.labels)
         accuracy, trained = train_and_test(whole_set(data), job, data, self.evaluator.device, counting, report)
         state = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
         found = WholeSetNetwork(state, accuracy, counting.events())

@@ -1,16 +1,17 @@
 """How a network is trained on a synthetic set, as data: one YAML a paper in configs/evaluation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dc_lightning.augmentation import Augment, Augmented, check_augmentation, make_augmentation
-from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.errors import InputError, last_line, require_at_least
 from dc_lightning.files import shipped
 from dc_lightning.parts import Spec, find, make, part_name
 
@@ -120,11 +121,11 @@ def load_recipe(name: str) -> Recipe:
         InputError: if there is no such file, or it holds something else.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(f"evaluation/{name}.yaml")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--recipe", type=Recipe)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))["evaluation"]["recipe"]
-        unknown = set(settings) - {part.name for part in fields(Recipe)}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"'{path}' holds no evaluation.recipe ({type(error).__name__}: {error}).") from error
-    if unknown:
-        raise InputError(f"'{path}' has unknown settings of a recipe: {', '.join(sorted(unknown))}.")
-    return Recipe(**settings)
+        read = parser.parse_object({"recipe": {"name": path.stem, **settings}})
+        return cast(Recipe, parser.instantiate_classes(read).recipe)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ArgumentError) as error:
+        raise InputError(f"'{path}' holds no evaluation.recipe that is understood: {last_line(error)}") from error

@@ -67,17 +67,19 @@ class Forgetting:
     """Counts how often each image was classified right in one epoch and wrong in the next, as it was trained on.
 
     Args:
-        count: number of training images.
+        labels: int64, ``(n,)``, of the training images.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, labels: Tensor) -> None:
+        self.labels, count = labels.cpu(), len(labels)
         self.right = torch.zeros(count, dtype=torch.bool)
         self.learnt = torch.zeros(count, dtype=torch.bool)
         self.forgotten = torch.zeros(count, dtype=torch.int64)
 
-    def __call__(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def __call__(self, rows: Tensor, logits: Tensor) -> None:
         """Notes one batch of the training, before its update."""
-        rows, right = rows.cpu(), (logits.detach().argmax(1) == labels).cpu()
+        rows = rows.cpu()
+        right = logits.detach().argmax(1).cpu() == self.labels[rows]
         self.forgotten[rows] += (self.right[rows] & ~right).long()
         self.right[rows] = right
         self.learnt[rows] |= right

@@ -24,8 +24,8 @@ from dc_lightning.parts import Spec
 from dc_lightning.seeds import derive_generator
 from dc_lightning.synthetic import SyntheticSet
 
-Observe = Callable[[Tensor, Tensor, Tensor], None]
-"""Called at every training step with row numbers, logits and labels of the batch."""
+Observe = Callable[[Tensor, Tensor], None]
+"""Called at every training step with row numbers and logits of the batch."""
 
 Report = Callable[[float], None]
 """Called now and then with the share of a training that is done, in [0, 1]."""
@@ -154,7 +154,7 @@ class ClassifierModule(LightningModule):
         images, labels, rows = batch
         logits = self._forward(images)
         if self.observe:
-            self.observe(rows, logits, labels)
+            self.observe(rows, logits)
         if self.report and time.monotonic() - self._reported_at > 1:
             self._reported_at = time.monotonic()
             self.report(batch_idx / self.trainer.num_training_batches)

@@ -22,11 +22,6 @@ _NOT_COMPARED = {
     "class",
     "dataset",
     "distance",
-    "epochs",
-    "experiment",
-    "features",
-    "file",
-    "folder",
     "ipc",
     "iteration",
     "max_epochs",
@@ -145,7 +140,7 @@ def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epo
     try:
         recipe = load_recipe(str(score.get("recipe", "DC")).lower())
     except ValueError:
-        return [f"recipe {score['recipe']}"]
+        return []
     settings = ((content.get("configuration") or {}).get("evaluation") or {}).get("recipe") or {}
     numbers = ("lr", "momentum", "weight_decay", "batch_size", "milestones", "lr_factor", "fresh_momentum")
     found = []

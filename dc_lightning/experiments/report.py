@@ -138,7 +138,7 @@ def _complete(source: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str
         return found
     settings = (configuration.get("model") or {}).get("init_args") or {}
     data = (configuration.get("data") or {}).get("init_args") or {}
-    return {"batch_real": data.get("batch_real"), **settings, **found}
+    return {**{key: data.get(key) for key in ("batch_real", "mean", "std")}, **settings, **found}
 
 
 def _label(source: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -147,8 +147,9 @@ def _label(source: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     stored = [str(source["stored_as"])] if "stored_as" in source else []
     plain = {key: value for key, value in source.items() if key != "stored_as"}
     if method in get_args(Selection):
-        features = part_name(source.get("features") or "")
-        return ", ".join([method, *([f"features of {features}"] if features != "ConvNet" else []), *stored]), ()
+        by = part_name(source.get("features") or "ConvNet")
+        features = f"features {'' if by == 'ConvNet' else f'of {by} '}after {source.get('epochs')} epochs"
+        return ", ".join([method, features, *stored]), ()
     if "network" not in source or method in _BOUNDS:
         return ", ".join([method, *stored]), ()
     preset = preset_of(plain)
@@ -170,7 +171,8 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
         is_baseline = number > 0 or name == "whole set"
         here = [{"method": name}] if is_baseline else [_complete(source, content) for source in sources]
         if name in get_args(Selection):
-            here = [{"features": evaluation.get("features_network"), "seed": content.get("seed"), **s} for s in here]
+            trained = {"features": evaluation.get("features_network"), "epochs": evaluation.get("whole_set_epochs")}
+            here = [{**trained, "seed": content.get("seed"), **source} for source in here]
         for score in column["scores"]:
             epochs = int(score["epochs"]) if name == "whole set" else None
             scored = [f"{epochs + 1} epochs"] if epochs is not None else []
@@ -415,13 +417,18 @@ def _baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
         if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on, other.key.recipe)
         == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on, key.recipe)
         and _but_epochs(other.key.scored) == _but_epochs(key.scored)
-        and (is_whole_set or other.key.scored == key.scored)
+        and (is_whole_set or _but_recipe(other.key.scored) == _but_recipe(key.scored))
     ]
     return max(same, key=lambda other: (len(other.accuracies), other.accuracy)) if same else None
 
 
 def _but_epochs(scored: Sequence[str]) -> list[str]:
-    return [departure for departure in scored if not departure.endswith("epochs")]
+    return [departure for departure in _but_recipe(scored) if not departure.endswith("epochs")]
+
+
+def _but_recipe(scored: Sequence[str]) -> list[str]:
+    """Recipes are compared by their names."""
+    return [departure for departure in scored if not departure.startswith("recipe ")]
 
 
 def _comparison(rows: Sequence[Row]) -> Matrix:
@@ -447,11 +454,13 @@ def to_csv(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     names = ["dataset", "ipc", "method", "set", "network", "distance", "tested_on", "recipe", "departures"]
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*names, "mean", "std", "n", "sets", "paper_mean", "paper_std", "difference", "gain_over_random"])
+    writer.writerow([*names, "mean", "std", "n", "sets", "paper_mean", "paper_std", "difference", "gain", "share"])
     for row in rows:
-        key, (mean, std), random = row.key, row.accuracy, _baseline(rows, row, "random")
+        key, (mean, std) = row.key, row.accuracy
+        random, whole = (_baseline(rows, row, bound) for bound in _BOUNDS)
         beside = [*row.paper, mean - row.paper[0]] if row.paper else ["", "", ""]
         gain = mean - random.accuracy[0] if random and key.method not in _BOUNDS else ""
+        share = 100 * mean / whole.accuracy[0] if whole and key.method != "whole set" else ""
         first = [
             key.dataset,
             key.ipc or "",
@@ -462,7 +471,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             key.tested_on,
             key.recipe,
         ]
-        numbers = [mean, std, len(row.accuracies), row.sets, *beside, gain]
+        numbers = [mean, std, len(row.accuracies), row.sets, *beside, gain, share]
         rounded = [round(value, 3) if isinstance(value, float) else value for value in numbers]
         writer.writerow([*first, "; ".join([*row.departures, *key.scored]), *rounded])
     return buffer.getvalue()

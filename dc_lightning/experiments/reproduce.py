@@ -22,7 +22,7 @@ from dc_lightning import data
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.experiments.paper import DATASETS, TABLES, Cell, cells
 from dc_lightning.experiments.presets import METHODS
-from dc_lightning.files import shipped, write_whole
+from dc_lightning.files import configuration_file, shipped, write_whole
 from dc_lightning.run.results import read_results
 
 _MACHINE = {
@@ -43,6 +43,7 @@ _MACHINE = {
 }
 """Flags that may differ between two runs of one cell."""
 
+_OPTIONS = [f"--{name}" for name in "method datasets ipc rows experiments output dry-run estimate config".split()]
 _OF_THE_CELL = {"model.network", "model.ipc", "model.distance", "evaluation.networks", "data", "data.class_path"}
 
 
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("table", choices=list(TABLES), metavar="TABLE", help="see below")
+    parser.add_argument("table", metavar="TABLE", help="see below")
     parser.add_argument(
         "--method", default="dc", help=f"that condenses: {', '.join(METHODS)}, or a YAML file that names another"
     )
@@ -82,7 +83,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
         if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
-                "--trainer.max_epochs 100."
+                f"--trainer.max_epochs 100.{suggestion(key, _OPTIONS)}"
             )
         if not equals and (not rest or rest[0].startswith("--")):
             raise InputError(f"{key} needs a value.")
@@ -92,8 +93,10 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
         if name in ("model", "model.class_path"):
             raise InputError(f"{key} is decided by --method; write a YAML file that names your class, and give that.")
         found.append((key[2:], value if equals else rest.pop(0)))
-        if key == "--config" and not Path(found[-1][1]).is_file():
-            raise InputError(f"There is no configuration file '{found[-1][1]}'.")
+        if key == "--config":
+            found[-1] = ("config", configuration_file(found[-1][1]))
+            if not Path(found[-1][1]).is_file():
+                raise InputError(f"There is no configuration file '{found[-1][1]}'.")
     return found
 
 
@@ -115,6 +118,10 @@ def _select_cells(options: argparse.Namespace) -> list[Cell]:
             raise InputError(f"--ipc must be at least 1 (synthetic images per class), got {count}.")
     if options.experiments < 1:
         raise InputError(f"--experiments must be at least 1, got {options.experiments}.")
+    if options.table not in TABLES:
+        raise InputError(
+            f"Unknown table '{options.table}': expected one of {', '.join(TABLES)}.{suggestion(options.table, TABLES)}"
+        )
     _method_file(options.method)
     known = [*DATASETS, "Digits"]
     unknown = [name for name in options.datasets or [] if not hasattr(data, name) and "." not in name]

@@ -18,6 +18,7 @@ from dc_lightning.networks import check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
+from dc_lightning.synthetic.formation import unfold
 from dc_lightning.synthetic.initial import INITS, Init, initial_images
 
 
@@ -49,6 +50,7 @@ class Condenser(LightningModule):
     Attributes:
         name: of the method, wherever it is named; that of the class where it does not set one.
         outer_steps: matching steps an outer iteration.
+        factor: training images along each side of a stored one.
 
     Raises:
         InputError: if a value is out of its range, or a part is unknown.
@@ -56,6 +58,7 @@ class Condenser(LightningModule):
 
     name: str = "Condenser"
     outer_steps: int = 1
+    factor: int = 1
     images: nn.Parameter
     labels: Tensor
 
@@ -127,8 +130,8 @@ class Condenser(LightningModule):
         return self.real.draw(label, self.generator("real", step, label)).to(self.images.dtype)
 
     def decode(self, stored: Tensor) -> Tensor:
-        """Training images of stored ones, normalised; here the same."""
-        return stored
+        """Training images of stored ones, normalised: ``factor`` of them along each side (see `unfold`)."""
+        return unfold(stored, self.factor, self.data.grey)
 
     def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
         """Augments both batches alike, where `augmentation` is given."""
@@ -299,11 +302,7 @@ class Condenser(LightningModule):
         self._losses = torch.zeros_like(self._losses)
 
     def require_finite(self) -> None:
-        """Makes sure that what is about to be logged or saved is worth it.
-
-        Raises:
-            InputError: if the matching loss or an image is no finite number; names the outer iteration.
-        """
+        """Raises `InputError`, which names the outer iteration, where the loss or an image is no finite number."""
         loss = self.matching_loss
         if not (bool(loss.isfinite()) and bool(self.images.isfinite().all())):
             raise InputError(
@@ -327,8 +326,8 @@ class Condenser(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the network of an outer iteration that was interrupted, where the settings are the same."""
-        made_with = {"method": checkpoint["method"], **checkpoint["hyper_parameters"], **checkpoint["data"]}
-        require_same(made_with, {"method": self.name, **self.hparams, **data_identity(self.data)})
+        made_with = {**checkpoint["hyper_parameters"], **checkpoint["data"], "name": checkpoint["method"]}
+        require_same(made_with, {**self.hparams, **data_identity(self.data), "name": self.name})
         self._resumed_network = checkpoint.get("network")
         self._losses = checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
@@ -338,4 +337,4 @@ class Condenser(LightningModule):
         """A copy of the images as they are now, after so many completed iterations."""
         data, source = self.data, {**source_of(self, self.data), "iteration": iteration}
         images, labels = self.images.detach().float().cpu().clone(), self.labels.cpu().clone()
-        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source)
+        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source, factor=self.factor)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dc_lightning.augmentation import AUGMENTATIONS, Siamese
 from dc_lightning.errors import require_at_least
 from dc_lightning.matching.batch_norm import freeze_batch_norm, has_batch_norm
 from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.methods.base import Condenser
-from dc_lightning.parts import Spec, as_spec, make
+from dc_lightning.parts import Spec, as_spec, find, make
 
 _INNER_EPOCHS = {10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
 
@@ -83,8 +84,9 @@ class CondensationModule(Condenser):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """DSA with the siamese augmentation, DC without any."""
-        return "DC" if self.augmentation_spec is None else "DSA"
+        """DSA with the siamese augmentation, DC with another or none."""
+        spec = self.augmentation_spec
+        return "DSA" if spec is not None and find("augmentation", AUGMENTATIONS, spec) is Siamese else "DC"
 
     def default_lr_images(self) -> float:
         """The paper's: 0.1, and 0.01 for the MLP."""
@@ -113,7 +115,8 @@ class CondensationModule(Condenser):
         network.train()
         forward = self.forward_of(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
-        images, generator = self.images.detach(), self.generator("inner", step)
+        images, labels = self.decode(self.images.detach()), self.labels.repeat(self.factor**2)
+        generator = self.generator("inner", step)
         for epoch in range(self.inner_epochs):
             order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
             for number, rows in enumerate(order.split(self.batch_synthetic)):
@@ -121,5 +124,5 @@ class CondensationModule(Condenser):
                 if self.augmentation is not None:
                     batch = self.augmentation.batch(batch, self.derived_seed("inner augmentation", step, epoch, number))
                 optimizer.zero_grad()
-                cross_entropy(forward(batch), self.labels[rows]).backward()
+                cross_entropy(forward(batch), labels[rows]).backward()
                 optimizer.step()

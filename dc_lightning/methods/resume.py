@@ -72,12 +72,14 @@ def source_of(condenser: "Condenser", data: CondensationDataModule) -> dict[str,
     """What images came from: name and class of the method, all its settings, data."""
     own, given = type(condenser), condenser.hparams
     settings = {key: getattr(condenser, key, None) if value is None else value for key, value in given.items()}
+    own_statistics = {"mean": list(data.mean), "std": list(data.std)} if data.own_statistics else {}
     return {
+        **{key: value for key, value in settings.items() if not key.startswith("_")},
         "method": condenser.name,
         "class": f"{own.__module__}.{own.__qualname__}",
-        **{key: value for key, value in settings.items() if not key.startswith("_")},
         "dataset": data.dataset_name,
         "batch_real": data.batch_real,
+        **own_statistics,
         "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for
         "precision": str(condenser.trainer.precision),
     }

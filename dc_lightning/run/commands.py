@@ -1,8 +1,10 @@
 """The commands that score sets without a fit: their work runs in the processes of a Trainer, outside its loops."""
 
 from collections.abc import Callable
+from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
 
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.errors import InputError
@@ -11,6 +13,7 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.parts import Spec
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
+from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
 
@@ -36,7 +39,7 @@ def evaluate(
         callback.check(trainer, data, condensed_with, sets)
         callback.evaluate_saved(trainer, data, sets, condensed_with, ", ".join(paths))
 
-    _in_processes(trainer, data, work)
+    _in_processes(trainer, model, data, work)
 
 
 def select(trainer: Trainer, model: Condenser, data: CondensationDataModule, method: Method) -> None:
@@ -58,7 +61,7 @@ def select(trainer: Trainer, model: Condenser, data: CondensationDataModule, met
             chosen.save_grid(path.with_suffix(".png"))
         callback.evaluate_saved(trainer, data, [chosen], model.network_spec, str(path))
 
-    _in_processes(trainer, data, work)
+    _in_processes(trainer, model, data, work)
 
 
 def _load(paths: list[str], experiment: int | None, data: CondensationDataModule) -> list[SyntheticSet]:
@@ -83,11 +86,14 @@ def _load(paths: list[str], experiment: int | None, data: CondensationDataModule
     return sets
 
 
-def _in_processes(trainer: Trainer, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]) -> None:
+def _in_processes(
+    trainer: Trainer, model: Condenser, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]
+) -> None:
     """Runs work in every process of a Trainer's strategy, with the data at hand and signals taken over."""
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callback = next(part for part in callbacks if isinstance(part, EvaluationCallback))
     checkpoints = next(part for part in callbacks if isinstance(part, Checkpoints))
+    module: Any = model  # what Lightning hands to callbacks
 
     def in_this_process() -> None:
         trainer.strategy.setup_environment()
@@ -95,7 +101,9 @@ def _in_processes(trainer: Trainer, data: CondensationDataModule, work: Callable
             data.prepare_data()
         trainer.strategy.barrier("data")
         data.setup()
-        callback.setup(trainer, None, "evaluate")
+        for part in callbacks:
+            if isinstance(part, EvaluationCallback | SaveConfigCallback | RunProgress):
+                part.setup(trainer, module, "evaluate")
         with checkpoints.without_a_run():
             work(callback)
         trainer.strategy.barrier("end")
@@ -105,7 +113,9 @@ def _in_processes(trainer: Trainer, data: CondensationDataModule, work: Callable
         if launcher is None:
             in_this_process()
         else:
-            launcher.launch(in_this_process, trainer=trainer)
+            launcher.launch(in_this_process)  # without the Trainer, whose module it would send back
     except BaseException as error:
+        if isinstance(trainer.progress_bar_callback, RunProgress):
+            trainer.progress_bar_callback.close()
         checkpoints.on_exception(trainer, None, error)
         raise

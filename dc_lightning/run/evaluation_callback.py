@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
+import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -19,7 +20,9 @@ from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.evaluator import Group, check_fits, check_networks
 from dc_lightning.evaluation.pools import pool
 from dc_lightning.evaluation.selection import Method, Selection
+from dc_lightning.matching.embeddings import embed
 from dc_lightning.methods.base import Condenser
+from dc_lightning.networks import make_network
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.progress import RunProgress, say
@@ -95,6 +98,9 @@ class EvaluationCallback(Callback):
         self.whole_set_epochs = whole_set_epochs
         self.whole_set_networks = whole_set_networks
         self.recipes = [recipe, *(load_recipe(name) for name in other_recipes)]
+        names = [each.name for each in self.recipes]
+        if len(set(names)) < len(names):
+            raise InputError(f"Recipes of one evaluation need a name each (evaluation.recipe.name), got {names}.")
         self.seed = seed
         self.folder = Path()
         self.configuration: dict[str, Any] = {}
@@ -177,7 +183,9 @@ class EvaluationCallback(Callback):
             return
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {
-                f"final/{column.name}/{score.network}": score.mean for column in columns for score in column.scores
+                f"final/{column.name}/{self._tag(score.network, score.recipe)}": score.mean
+                for column in columns
+                for score in column.scores
             }
             trainer.logger.log_hyperparams(self._settings(), final, step=trainer.current_epoch)
         condensed_with = part_name(module.network_spec)
@@ -216,12 +224,16 @@ class EvaluationCallback(Callback):
             )
         for synthetic in sets:
             check_fits(synthetic, data)
-        check_networks(pool(self.networks, condensed_with), data)
+        networks = pool(self.networks, condensed_with)
+        check_networks(networks, data)
         for recipe in self.recipes:
-            recipe.make_augmentation(condensed_with, data)
+            recipe.make_loss()
+            for network in networks:
+                recipe.make_augmentation(network, data)
         methods = sorted({*methods, *self.baselines} & set(get_args(Selection)))
         if methods:
             check_networks([self.features_network], data)
+            embed(make_network(self.features_network, data, 0), torch.zeros(2, data.channels, *data.image_size))
         if trainer.is_global_zero:
             require_writable(self.folder)
             if methods or "whole set" in self.baselines:
@@ -313,14 +325,16 @@ class EvaluationCallback(Callback):
             return
         iteration = entry["iteration"]
         for score in entry["scores"]:
-            name = (
-                score["network"] if score["recipe"] == self.recipes[0].name else f"{score['network']}/{score['recipe']}"
-            )
+            name = self._tag(score["network"], score["recipe"])
             metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
             trainer.logger.log_metrics(metrics, step=iteration)
         grid = self.folder / "images" / f"iteration_{iteration:06d}.png"
         if grid.is_file():
             trainer.logger.experiment.add_image("synthetic images", to_tensor(Image.open(grid)), iteration)
+
+    def _tag(self, network: str, recipe: str) -> str:
+        """Of a curve: the network's name, with the recipe's where it is not the first."""
+        return network if recipe == self.recipes[0].name else f"{network}/{recipe}"
 
     def _baselines(
         self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], ipc: int
