@@ -57,16 +57,12 @@ def _normalization(kind: Normalization, channels: int, size: ImageSize) -> nn.Mo
             return None
 
 
-def _activation(kind: Activation) -> nn.Module:
-    match kind:
-        case "relu":
-            return nn.ReLU(inplace=True)
-        case "sigmoid":
-            return nn.Sigmoid()
-        case "leaky_relu":
-            return nn.LeakyReLU(0.01)
-        case "swish":
-            return nn.SiLU()
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "leaky_relu": nn.LeakyReLU,
+    "swish": nn.SiLU,
+}
 
 
 class AveragePooling(nn.Module):
@@ -142,7 +138,44 @@ class LeNet(Classifier):
         super().__init__(nn.Sequential(*layers), 84, num_classes)
 
 
-class ConvNet(Classifier):
+class _Blocks(Classifier):
+    """Blocks of convolution, norm, activation and perhaps 2x2 pooling, then one linear layer.
+
+    Args:
+        shape: channels, number of classes, image size.
+        plan: filters, kernel size, and whether it ends with a pooling, for every block.
+        normalization: after every convolution.
+        activation: after every norm.
+        pooling: kind of the poolings.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, ImageSize],
+        plan: Sequence[tuple[int, int, bool]],
+        normalization: Normalization,
+        activation: Activation = "relu",
+        pooling: Pooling = "max",
+    ) -> None:
+        channels, num_classes, image_size = shape
+        size: ImageSize = (32, 32) if _is_mnist_like(channels, image_size) else (image_size[0], image_size[1])
+        halvings = sum(pooled for _, _, pooled in plan)
+        _require(type(self).__name__, _halve(size, halvings), image_size, 2**halvings)
+        padding = (size[0] - image_size[0]) // 2  # of the first convolution, besides what keeps the size
+        layers: list[nn.Module] = []
+        for filters, kernel, pooled in plan:
+            layers.append(nn.Conv2d(channels, filters, kernel, padding=kernel // 2 + padding))
+            if (norm := _normalization(normalization, filters, size)) is not None:
+                layers.append(norm)
+            layers.append(_ACTIVATIONS[activation]())
+            if pooled:
+                layers.append(AveragePooling() if pooling == "avg" else nn.MaxPool2d(2))
+                size = _halve(size, 1)
+            channels, padding = filters, 0
+        super().__init__(nn.Sequential(*layers), channels * size[0] * size[1], num_classes)
+
+
+class ConvNet(_Blocks):
     """The paper's default: ``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, one linear layer.
 
     Args:
@@ -154,9 +187,6 @@ class ConvNet(Classifier):
         activation: after every norm.
         normalization: after every convolution.
         pooling: at the end of every block.
-
-    Raises:
-        ValueError: if pooling leaves no pixel.
     """
 
     def __init__(
@@ -170,82 +200,29 @@ class ConvNet(Classifier):
         normalization: Normalization = "instance",
         pooling: Pooling = "avg",
     ) -> None:
-        mnist_like = _is_mnist_like(channels, image_size)
-        size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
-        halvings = 0 if pooling == "none" else depth
-        _require(f"ConvNet of depth {depth}", _halve(size, halvings), image_size, 2**halvings)
-        layers: list[nn.Module] = []
-        for block in range(depth):
-            padding = 3 if mnist_like and block == 0 else 1
-            layers.append(nn.Conv2d(width if block else channels, width, 3, padding=padding))
-            if (norm := _normalization(normalization, width, size)) is not None:
-                layers.append(norm)
-            layers.append(_activation(activation))
-            if pooling != "none":
-                layers.append(AveragePooling() if pooling == "avg" else nn.MaxPool2d(2))
-                size = _halve(size, 1)
-        super().__init__(nn.Sequential(*layers), width * size[0] * size[1], num_classes)
+        plan = [(width, 3, pooling != "none")] * depth
+        super().__init__((channels, num_classes, image_size), plan, normalization, activation, pooling)
 
 
-def _blocks(
-    channels: int, size: ImageSize, plan: Sequence[tuple[int, int, int, bool]], normalization: Normalization
-) -> nn.Sequential:
-    """Convolution, norm, ReLU, and max pooling where the plan says so; (filters, kernel, padding, pooled) a block."""
-    layers: list[nn.Module] = []
-    for filters, kernel, padding, pooled in plan:
-        layers.append(nn.Conv2d(channels, filters, kernel, padding=padding))
-        if (norm := _normalization(normalization, filters, size)) is not None:
-            layers.append(norm)
-        layers.append(nn.ReLU(inplace=True))
-        if pooled:
-            layers.append(nn.MaxPool2d(2))
-            size = _halve(size, 1)
-        channels = filters
-    return nn.Sequential(*layers)
-
-
-class AlexNet(Classifier):
-    """Five convolutions of 128, 192, 256, 192 and 192 filters, three max poolings, one linear layer.
-
-    Args:
-        channels: of the images, 1 or 3.
-        num_classes: number of classes.
-        image_size: height and width in pixels.
-        normalization: after every convolution; "none" or "batch" in the paper.
-    """
+class AlexNet(_Blocks):
+    """Five convolutions, three max poolings, one linear layer; norm "none" or "batch" in the paper."""
 
     def __init__(
         self, channels: int, num_classes: int, image_size: ImageSize, normalization: Normalization = "none"
     ) -> None:
-        mnist_like = _is_mnist_like(channels, image_size)
-        size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
-        last = _halve(size, 3)
-        _require("AlexNet", last, image_size, 8)
-        plan = [(128, 5, 4 if mnist_like else 2, True), (192, 5, 2, True), (256, 3, 1, False)]
-        plan += [(192, 3, 1, False), (192, 3, 1, True)]
-        super().__init__(_blocks(channels, size, plan, normalization), 192 * last[0] * last[1], num_classes)
+        plan = [(128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)]
+        super().__init__((channels, num_classes, image_size), plan, normalization)
 
 
-class VGG11(Classifier):
-    """Eight 3x3 convolutions of 64 to 512 filters, five max poolings, one linear layer.
-
-    Args:
-        channels: of the images, 1 or 3.
-        num_classes: number of classes.
-        image_size: height and width in pixels, at least 32x32 (28x28 with one channel).
-        normalization: after every convolution; "instance" or "batch" in the paper.
-    """
+class VGG11(_Blocks):
+    """Eight 3x3 convolutions, five max poolings, one linear layer; norm "instance" or "batch" in the paper."""
 
     def __init__(
         self, channels: int, num_classes: int, image_size: ImageSize, normalization: Normalization = "instance"
     ) -> None:
-        mnist_like = _is_mnist_like(channels, image_size)
-        size: ImageSize = (32, 32) if mnist_like else (image_size[0], image_size[1])
-        last = _halve(size, 5)
-        _require("VGG11", last, image_size, 32)
-        plan = [(64, 3, 3 if mnist_like else 1, True), (128, 3, 1, True), (256, 3, 1, False), (256, 3, 1, True)]
-        plan += [(512, 3, 1, False), (512, 3, 1, True)] * 2
-        super().__init__(_blocks(channels, size, plan, normalization), 512 * last[0] * last[1], num_classes)
+        plan = [(64, 3, True), (128, 3, True), (256, 3, False), (256, 3, True)]
+        plan += [(512, 3, False), (512, 3, True)] * 2
+        super().__init__((channels, num_classes, image_size), plan, normalization)
 
 
 class _BasicBlock(nn.Module):
@@ -279,7 +256,7 @@ class ResNet18(Classifier):
     """ResNet18 for small images: a 3x3 first convolution without pooling, four stages of two blocks.
 
     Args:
-        channels: of the images, 1 or 3.
+        channels: of the images.
         num_classes: number of classes.
         image_size: height and width in pixels.
         normalization: "instance" or "batch" in the paper.
@@ -323,14 +300,8 @@ NETWORKS: dict[str, NetworkFactory] = {
     "MLP": MLP,
     "LeNet": LeNet,
     "ConvNet": ConvNet,
-    "ConvNetD1": partial(ConvNet, depth=1),
-    "ConvNetD2": partial(ConvNet, depth=2),
-    "ConvNetD3": partial(ConvNet, depth=3),
-    "ConvNetD4": partial(ConvNet, depth=4),
-    "ConvNetW32": partial(ConvNet, width=32),
-    "ConvNetW64": partial(ConvNet, width=64),
-    "ConvNetW128": partial(ConvNet, width=128),
-    "ConvNetW256": partial(ConvNet, width=256),
+    **{f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in (1, 2, 3, 4)},
+    **{f"ConvNetW{width}": partial(ConvNet, width=width) for width in (32, 64, 128, 256)},
     "ConvNetAS": partial(ConvNet, activation="sigmoid"),
     "ConvNetAR": partial(ConvNet, activation="relu"),
     "ConvNetAL": partial(ConvNet, activation="leaky_relu"),

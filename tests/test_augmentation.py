@@ -5,8 +5,7 @@ import torch
 from scipy.ndimage import rotate as scipy_rotate
 from torch.nn.functional import interpolate
 
-from dc_lightning.augmentation import paper
-from dc_lightning.augmentation.paper import AugmentedSet, crop, noise, rotate, scale
+from dc_lightning.augmentation.paper import OperationPerImage, crop, noise, rotate, scale
 
 SIZES = [(28, 28), (32, 32), (8, 8), (28, 20)]
 
@@ -22,8 +21,7 @@ def twin():
 
 
 def augment(images, operations, generator, batch_sizes=None):
-    rows = torch.arange(len(images))
-    return AugmentedSet(images, operations)(rows, generator, batch_sizes or [len(images)])
+    return OperationPerImage(operations).of_batches(images, generator, batch_sizes or [len(images)])
 
 
 def centre_cut(frame, size):
@@ -40,22 +38,6 @@ def test_rotate_is_scipys(size):
     for image, angle, fill, ours in zip(images, angles, mean.mean(dim=1), rotated, strict=True):
         frame = scipy_rotate(image.numpy(), int(angle), axes=(-2, -1), cval=float(fill))
         torch.testing.assert_close(ours, torch.tensor(centre_cut(frame, size)), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_rotations_that_are_kept_are_those_made_one_by_one(size, monkeypatch):
-    images, _ = batch(size)
-    rows = torch.randint(len(images), (500,), generator=torch.Generator().manual_seed(0))
-    generator, other = twin()
-    few = AugmentedSet(images, [rotate, noise], uses=180)
-    many = AugmentedSet(images, [rotate, noise], uses=181)
-    monkeypatch.setattr(paper, "_rotations", None)  # nothing is left to be made
-    kept = many(rows, generator, [200, 300])
-    monkeypatch.undo()
-    torch.testing.assert_close(kept, few(rows, other, [200, 300]), atol=1e-5, rtol=0)
-    monkeypatch.setattr(paper, "_KEPT", 90 * images.numel() - 1)
-    monkeypatch.setattr(paper, "_KeptRotations", None)  # too large to be kept
-    AugmentedSet(images, [rotate], uses=10000)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -7,7 +7,7 @@ from conftest import GOLDEN_DSA_DM, assert_golden, assert_golden_summary, normal
 from torch.nn.functional import affine_grid, grid_sample
 
 from dc_lightning.augmentation import siamese
-from dc_lightning.augmentation.siamese import OPERATIONS, Siamese
+from dc_lightning.augmentation.siamese import OPERATIONS, Siamese, draw_parameters
 from dc_lightning.errors import InputError
 
 NAMES = {
@@ -72,7 +72,7 @@ def test_draws_cover_the_ranges_of_the_authors_code(entry):
     """Whole numbers from one limit to the other, about equally often, at even and odd sides."""
     size, generator = entry["size"], torch.Generator().manual_seed(0)
     for name in ("crop", "cutout"):
-        drawn = OPERATIONS[name].draw(20000, (size, size), generator)
+        drawn = draw_parameters(name, 20000, (size, size), generator)
         for values in drawn.values():
             low, high = entry[f"{name}_smallest"], entry[f"{name}_largest"]
             counts = torch.bincount(values - low, minlength=high - low + 1)
@@ -96,18 +96,18 @@ def test_draws_cover_the_ranges_of_the_authors_code(entry):
     ],
 )
 def test_real_numbers_are_drawn_uniformly(name, parameter, low, high):
-    values = OPERATIONS[name].draw(40000, (8, 8), torch.Generator().manual_seed(0))[parameter]
+    values = draw_parameters(name, 40000, (8, 8), torch.Generator().manual_seed(0))[parameter]
     assert low <= float(values.min()) < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < float(values.max()) <= high
     counts = torch.histc(values, bins=10, min=low, max=high)
     assert float((counts - 4000).abs().max()) < 400
     if name == "scale":
-        both = OPERATIONS[name].draw(40000, (8, 8), torch.Generator().manual_seed(0))
+        both = draw_parameters(name, 40000, (8, 8), torch.Generator().manual_seed(0))
         assert abs(float(torch.corrcoef(torch.stack([both["x"], both["y"]]))[0, 1])) < 0.03
 
 
 def test_a_flip_is_one_in_two():
-    drawn = OPERATIONS["flip"].draw(40000, (8, 8), torch.Generator().manual_seed(0))["mirrored"]
+    drawn = draw_parameters("flip", 40000, (8, 8), torch.Generator().manual_seed(0))["mirrored"]
     assert float(drawn.float().mean()) == pytest.approx(0.5, abs=0.01)
 
 

@@ -21,58 +21,38 @@ _SCALE = 0.2
 _ROTATION = 45  # degrees
 _NOISE = 0.001
 
-_KEPT = 2**27  # numbers in the rotations of a set that are kept: half a gigabyte
-_TURNED_AT_ONCE = 2**18  # numbers; few enough for a CPU's cache
 
-
-class AugmentedSet:
-    """Applies to each of some images one of several operations, each as likely as the others.
-
-    The images are taken from a set again and again. Where they will be rotated more often than there are angles, every
-    image is rotated by every angle once and for all, if the memory for that is moderate.
+class OperationPerImage:
+    """For every image one of several operations, each as likely as the others.
 
     Args:
-        images: float, ``(n, C, H, W)``, the set; left as it is, and not to be changed by others.
         operations: at least one.
-        uses: how often each image will be taken, about.
     """
 
-    def __init__(self, images: Tensor, operations: Sequence[Operation], uses: int = 1) -> None:
-        self.images, self.means = images, images.mean(dim=(2, 3))
-        rotations = 2 * _ROTATION * images.numel()
-        keep = uses > 2 * _ROTATION * len(operations) and rotations <= _KEPT
-        self._operations = [
-            _KeptRotations(images) if keep and operation is rotate else self._of_rows(operation)
-            for operation in operations
-        ]
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.operations = operations
 
-    def _of_rows(self, operation: Operation) -> Operation:
-        return lambda rows, generator, mean: operation(self.images.index_select(0, rows), generator, mean)
+    def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Augmented images of one batch, float, ``(n, C, H, W)``."""
+        return self.of_batches(images, generator, [len(images)])
 
-    def __call__(self, rows: Tensor, generator: torch.Generator, batch_sizes: Sequence[int]) -> Tensor:
-        """Augmented images.
+    def of_batches(self, images: Tensor, generator: torch.Generator, batch_sizes: Sequence[int]) -> Tensor:
+        """Augmented images of several batches, one after the other, float, ``(n, C, H, W)``.
 
-        Args:
-            rows: int64, ``(m,)``, on the device of the images: which to take, of one batch or of several in a row.
-            generator: on the CPU, so that every device draws the same.
-            batch_sizes: images of each batch, ``m`` in all.
-
-        Returns:
-            float, ``(m, C, H, W)``.
+        The generator is on the CPU, so that every device draws the same numbers.
         """
-        device, count, kinds = rows.device, len(rows), len(self._operations)
-        sizes = torch.tensor(batch_sizes)
+        device, kinds, sizes = images.device, len(self.operations), torch.tensor(batch_sizes)
         batch = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)
-        means = self.means.index_select(0, rows)
+        means = images.mean(dim=(2, 3))
         sums = means.new_zeros(len(sizes), means.shape[1]).index_add_(0, batch, means)
         mean = (sums / sizes[:, None].to(device, non_blocking=True)).index_select(0, batch)
 
-        choice = torch.randint(kinds, (count,), generator=generator)
+        choice = torch.randint(kinds, (len(images),), generator=generator)
         order = choice.argsort(stable=True)
         shares = torch.bincount(choice, minlength=kinds).tolist()
         there, back = (places.to(device, non_blocking=True) for places in (order, order.argsort()))
-        rows_of, means_of = (tensor.index_select(0, there).split(shares) for tensor in (rows, mean))
-        parts = zip(rows_of, means_of, self._operations, strict=True)
+        images_of, means_of = (tensor.index_select(0, there).split(shares) for tensor in (images, mean))
+        parts = zip(images_of, means_of, self.operations, strict=True)
         augmented = [operation(part, generator, its_mean) for part, its_mean, operation in parts if len(part)]
         return torch.cat(augmented).index_select(0, back)
 
@@ -124,38 +104,13 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     and result as in `crop`.
     """
     count, channels, height, width = images.shape
-    angles = _angles(count, generator, images.device)
+    angles = torch.randint(2 * _ROTATION, (count,), generator=generator).to(images.device, non_blocking=True)
     table = _rotations(height, width, images.device, images.dtype)
     positions, weights = (part.index_select(0, angles) for part in (table.positions, table.weights))
     taps = grid_sample(table.coefficients(images), positions, align_corners=True)
     rotated = taps.view(count, channels, 4, height, width).mul_(weights[:, None]).sum(dim=2)
-    return table.filled(rotated, angles, mean)
-
-
-def _angles(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Numbers of angles in the tables of `_Rotations`."""
-    return torch.randint(2 * _ROTATION, (count,), generator=generator).to(device, non_blocking=True)
-
-
-class _KeptRotations:
-    """`rotate` of images of a set, each turned by every angle once; takes their rows, int64, in place of images."""
-
-    def __init__(self, images: Tensor) -> None:
-        count, channels, height, width = images.shape
-        self.count, self.table = count, _rotations(height, width, images.device, images.dtype)
-        planes = self.table.coefficients(images).flatten(0, 1)[None]  # all are turned alike, as if channels of one
-        self.turned = images.new_empty(2 * _ROTATION, count, channels, height, width)
-        angles = max(1, _TURNED_AT_ONCE // images.numel())
-        parts = (part.split(angles) for part in (self.table.positions, self.table.weights, self.turned))
-        for positions, weights, turned in zip(*parts, strict=True):
-            taps = grid_sample(planes.expand(len(positions), -1, -1, -1), positions, align_corners=True)
-            taps = taps.view(len(positions), count, channels, 4, height, width)
-            torch.sum(taps.mul_(weights[:, None, None]), dim=3, out=turned)
-
-    def __call__(self, rows: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
-        angles = _angles(len(rows), generator, rows.device)
-        turned = self.turned.flatten(0, 1).index_select(0, angles * self.count + rows)
-        return self.table.filled(turned, angles, mean)
+    inside = table.inside.index_select(0, angles)
+    return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
 
 
 class _Rotations(NamedTuple):
@@ -174,11 +129,6 @@ class _Rotations(NamedTuple):
     def coefficients(self, images: Tensor) -> Tensor:
         """Of the spline through an image's pixels, ``(n, C, H, W)`` to ``(n, C, H + 2, W + 2)``."""
         return self.spline_rows @ images @ self.spline_columns.T
-
-    def filled(self, rotated: Tensor, angles: Tensor, mean: Tensor) -> Tensor:
-        """Images, each rotated by the angle of its number, with the mean where they would come from outside."""
-        inside = self.inside.index_select(0, angles)
-        return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
 
 
 @lru_cache(maxsize=2)  # 3.5 MB for images of 28x28, and grows with their pixels
@@ -237,23 +187,3 @@ def _spline_matrix(size: int) -> Tensor:
 
 OPERATIONS: dict[str, Operation] = {"crop": crop, "scale": scale, "rotate": rotate, "noise": noise}
 """By the names of the authors' ``get_daparam``."""
-
-
-class OperationPerImage:
-    """For every image one of several operations, each as likely as the others.
-
-    Args:
-        operations: at least one.
-    """
-
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self.operations = operations
-
-    def of_set(self, images: Tensor, uses: int) -> "AugmentedSet":
-        """The augmentation of a set whose images are taken again and again; see `AugmentedSet`."""
-        return AugmentedSet(images, self.operations, uses)
-
-    def __call__(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images of one batch, float, ``(n, C, H, W)``."""
-        rows = torch.arange(len(images), device=images.device)
-        return AugmentedSet(images, self.operations)(rows, generator, [len(images)])

@@ -6,7 +6,6 @@ are tensors ``(n,)``, one an image, or ``(1,)``, one for all. Every operation is
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -97,59 +96,40 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     return _affine(images, torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1))
 
 
-def _uniform(count: int, generator: Generator, low: float, high: float) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+_UNIFORM = {
+    "color": {"shift": (-0.5, 0.5), "saturation_factor": (0.0, 2.0), "contrast_factor": (0.5, 1.5)},
+    "scale": {"x": (1 / _SCALE, _SCALE), "y": (1 / _SCALE, _SCALE)},
+    "rotate": {"degrees": (-_ROTATION, _ROTATION)},
+}
+"""Limits of the parameters that are real numbers."""
 
-
-def _draw_color(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
-    return {
-        "shift": _uniform(count, generator, -0.5, 0.5),
-        "saturation_factor": _uniform(count, generator, 0.0, 2.0),
-        "contrast_factor": _uniform(count, generator, 0.5, 1.5),
-    }
-
-
-def _draw_crop(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
-    most = [int(side * _CROP + 0.5) for side in size]
-    rows, columns = (torch.randint(-s, s + 1, (count,), generator=generator) for s in most)
-    return {"rows": rows, "columns": columns}
-
-
-def _draw_cutout(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
-    ends = [side + 1 - _hole(side) % 2 for side in size]  # a hole of odd side ends its draw one earlier
-    rows, columns = (torch.randint(end, (count,), generator=generator) for end in ends)
-    return {"rows": rows, "columns": columns}
-
-
-def _draw_flip(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
-    return {"mirrored": torch.rand(count, generator=generator) < 0.5}
-
-
-def _draw_scale(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
-    x, y = (_uniform(count, generator, 1 / _SCALE, _SCALE) for _ in range(2))
-    return {"x": x, "y": y}
-
-
-def _draw_rotate(count: int, size: tuple[int, int], generator: Generator) -> Parameters:
-    return {"degrees": _uniform(count, generator, -_ROTATION, _ROTATION)}
-
-
-class SiameseOperation(NamedTuple):
-    """An operation, and how its parameters are drawn."""
-
-    apply: Callable[..., Tensor]
-    draw: Callable[[int, tuple[int, int], Generator], Parameters]
-
-
-OPERATIONS = {
-    "color": SiameseOperation(color, _draw_color),
-    "crop": SiameseOperation(crop, _draw_crop),
-    "cutout": SiameseOperation(cutout, _draw_cutout),
-    "flip": SiameseOperation(flip, _draw_flip),
-    "scale": SiameseOperation(scale, _draw_scale),
-    "rotate": SiameseOperation(rotate, _draw_rotate),
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "color": color,
+    "crop": crop,
+    "cutout": cutout,
+    "flip": flip,
+    "scale": scale,
+    "rotate": rotate,
 }
 """By the names of which a strategy is made, such as ``color_crop_cutout_flip_scale_rotate``."""
+
+
+def draw_parameters(name: str, count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+    """Parameters of an operation for ``count`` images of a size."""
+    if name in _UNIFORM:
+        return {
+            key: low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+            for key, (low, high) in _UNIFORM[name].items()
+        }
+    if name == "flip":
+        return {"mirrored": torch.rand(count, generator=generator) < 0.5}
+    if name == "crop":
+        most = [int(side * _CROP + 0.5) for side in size]
+        limits = [(-side, side + 1) for side in most]
+    else:
+        limits = [(0, side + 1 - _hole(side) % 2) for side in size]  # a hole of odd side ends its draw one earlier
+    rows, columns = (torch.randint(low, high, (count,), generator=generator) for low, high in limits)
+    return {"rows": rows, "columns": columns}
 
 
 class Siamese:
@@ -176,13 +156,13 @@ class Siamese:
         return f"siamese({self.strategy})"
 
     def _draw(self, count: int, images: Tensor, seed: int) -> tuple[Callable[..., Tensor], Parameters]:
-        operation = OPERATIONS[self.names[derive_seed(seed, "operation") % len(self.names)]]
-        drawn = operation.draw(count, (images.shape[2], images.shape[3]), derive_generator(seed, "parameters"))
+        name = self.names[derive_seed(seed, "operation") % len(self.names)]
+        drawn = draw_parameters(name, count, (images.shape[2], images.shape[3]), derive_generator(seed, "parameters"))
         parameters = {
             name: value.to(images.device, images.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
             for name, value in drawn.items()
         }
-        return operation.apply, parameters
+        return OPERATIONS[name], parameters
 
     def pair(self, real: Tensor, synthetic: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The same operation with the same parameters for all images of both batches: the siamese way."""

@@ -7,7 +7,7 @@ small subclass of `CondensationDataModule`; any other comes in through `ImageFol
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -28,19 +28,6 @@ Split = tuple[Tensor | Dataset, Tensor]
 """Images, ``(n, C, H, W)`` uint8 or float in [0, 1], or a dataset of them; and labels, ``(n,)`` int64."""
 
 
-class _Steps(Dataset):
-    """The same real images at every matching step: what is drawn from them is up to the step."""
-
-    def __init__(self, real: RealImages, steps: int) -> None:
-        self.real, self.steps = real, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, index: int) -> RealImages:
-        return self.real
-
-
 class _StepLoader(DataLoader):
     """All its items are the same, so that it goes on anywhere; Lightning asks these two methods of such a loader."""
 
@@ -49,19 +36,6 @@ class _StepLoader(DataLoader):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
-
-
-class _Prepared(Dataset):
-    """Any dataset of (image, label), as normalised tensors."""
-
-    def __init__(self, dataset: Dataset, prepare: Callable[[Any], Tensor], labels: Tensor) -> None:
-        self.dataset, self.prepare, self.labels = dataset, prepare, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.prepare(self.dataset[index][0]), self.labels[index]
 
 
 class CondensationDataModule(LightningDataModule, ABC):
@@ -193,15 +167,13 @@ class CondensationDataModule(LightningDataModule, ABC):
     def _prepared(self, images: Tensor | Dataset, labels: Tensor) -> Images:
         if isinstance(images, Tensor):
             return ImagesInMemory(self._normalize(images))
-        return ImagesOnDisk(
-            _Prepared(images, lambda image: self._normalize(to_tensor(image)), labels), torch.device("cpu")
-        )
+        return ImagesOnDisk(images, lambda image: self._normalize(to_tensor(image)), labels)
 
     def train_dataloader(self) -> DataLoader:
         """As many items as an outer iteration has matching steps, each the `RealImages` to draw from."""
         assert self.real is not None
         steps = 1 if self.trainer is None else getattr(self.trainer.lightning_module, "outer_steps", 1)
-        return _StepLoader(_Steps(self.real, steps), batch_size=None)
+        return _StepLoader(cast(Dataset, [self.real] * steps), batch_size=None)
 
     def test_dataloader(self) -> DataLoader:
         """Batches of (images, labels), normalised, in order."""
@@ -210,7 +182,7 @@ class CondensationDataModule(LightningDataModule, ABC):
             return DataLoader(
                 tensors, sampler=BatchSampler(SequentialSampler(tensors), self.test_batch_size, False), batch_size=None
             )
-        return DataLoader(cast(ImagesOnDisk, self._test).dataset, batch_size=self.test_batch_size)
+        return DataLoader(self._test, batch_size=self.test_batch_size)
 
     def move(self, device: torch.device) -> None:
         """Moves the images to a device, once."""

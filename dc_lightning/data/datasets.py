@@ -1,6 +1,5 @@
 """Datasets: scikit-learn's digits, torchvision's of the paper, and any other dataset class."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +34,11 @@ class Digits(CondensationDataModule):
         return (images[train], labels[train]), (images[test], labels[test]), [str(name) for name in range(10)]
 
 
+_DIGITS = tuple(str(digit) for digit in range(10))
+_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+
+
 class _Torchvision(CondensationDataModule):
     """A dataset of torchvision's, downloaded where it is missing.
 
@@ -42,58 +46,54 @@ class _Torchvision(CondensationDataModule):
         root: folder of the data.
         download: fetch the files if they are not there.
         **kwargs: see `CondensationDataModule`.
+
+    Attributes:
+        source: torchvision's class.
+        files: of the dataset, below ``root``.
+        names: of the classes; None takes the dataset's.
     """
 
+    source: Any
     files: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
 
     def __init__(self, root: str = "data", download: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = root
         self.download = download
 
-    @abstractmethod
     def make_dataset(self, train: bool, download: bool = False) -> Any:
         """Torchvision's dataset of one split."""
-
-    @abstractmethod
-    def _tensors(self, dataset: Any) -> Split:
-        """Its images and labels, without a loop over the dataset."""
-
-    def _names(self, dataset: Any) -> Sequence[str]:
-        return cast(Sequence[str], dataset.classes)
+        return self.source(self.root, train=train, download=download)
 
     def prepare_data(self) -> None:
-        """Downloads what is missing, on one process.
-
-        Raises:
-            InputError: if the files are not there and cannot be downloaded; names them and their place.
-        """
+        """Downloads what is missing, on one process."""
         for train in (True, False):
             try:
-                self.make_dataset(train)
-            except Exception as missing:  # not there, or damaged in whatever way
-                reason: Exception = missing
-                if self.download:
-                    try:
-                        self.make_dataset(train, download=True)
-                        continue
-                    except Exception as failed:  # whatever the network, the mirror or the disk answers
-                        reason = failed
+                self.make_dataset(train, self.download)
+            except Exception as error:  # missing or damaged, or whatever the network or the disk answers
                 expected = ", ".join(str(Path(self.root, file)) for file in self.files)
                 cause = "could not be downloaded" if self.download else "data.download is false"
                 raise InputError(
                     f"{self.dataset_name} is not complete in '{self.root}' and {cause} "
-                    f"({' '.join(str(reason).split())[:200]}); put these files there, or point data.root at them: "
+                    f"({' '.join(str(error).split())[:200]}); put these files there, or point data.root at them: "
                     f"{expected}."
-                ) from reason
+                ) from error
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
         train, test = self.make_dataset(True), self.make_dataset(False)
-        return self._tensors(train), self._tensors(test), self._names(train)
+        return _tensors(train), _tensors(test), self.names or train.classes
 
 
-_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+def _tensors(dataset: Any) -> Split:
+    """Images and labels of a dataset of torchvision's, without a loop over it."""
+    images, labels = torch.as_tensor(dataset.data), getattr(dataset, "targets", None)
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    return images, torch.as_tensor(dataset.labels if labels is None else labels).long()
 
 
 class MNIST(_Torchvision):
@@ -102,31 +102,16 @@ class MNIST(_Torchvision):
     augmentation = ("crop", "scale", "rotate")
     strategy = _WITHOUT_FLIP
     default_mean, default_std = (0.1307,), (0.3081,)
+    source, names = datasets.MNIST, _DIGITS
     files = tuple(f"MNIST/raw/{file}" for file in _IDX_FILES)
-
-    def make_dataset(self, train: bool, download: bool = False) -> Any:
-        """See `_Torchvision`."""
-        return datasets.MNIST(self.root, train=train, download=download)
-
-    def _tensors(self, dataset: Any) -> Split:
-        return dataset.data[:, None], dataset.targets.long()
-
-    def _names(self, dataset: Any) -> Sequence[str]:
-        return [str(digit) for digit in range(10)]
 
 
 class FashionMNIST(_Torchvision):
     """Fashion-MNIST, 28x28, one channel."""
 
     default_mean, default_std = (0.2861,), (0.3530,)
+    source = datasets.FashionMNIST
     files = tuple(f"FashionMNIST/raw/{file}" for file in _IDX_FILES)
-
-    def make_dataset(self, train: bool, download: bool = False) -> Any:
-        """See `_Torchvision`."""
-        return datasets.FashionMNIST(self.root, train=train, download=download)
-
-    def _tensors(self, dataset: Any) -> Split:
-        return dataset.data[:, None], dataset.targets.long()
 
 
 class SVHN(_Torchvision):
@@ -134,45 +119,28 @@ class SVHN(_Torchvision):
 
     strategy = _WITHOUT_FLIP
     default_mean, default_std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+    source, names = datasets.SVHN, _DIGITS
     files = ("train_32x32.mat", "test_32x32.mat")
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
         """See `_Torchvision`."""
         return datasets.SVHN(self.root, split="train" if train else "test", download=download)
 
-    def _tensors(self, dataset: Any) -> Split:
-        return torch.from_numpy(dataset.data), torch.from_numpy(dataset.labels).long()
-
-    def _names(self, dataset: Any) -> Sequence[str]:
-        return [str(digit) for digit in range(10)]
-
-
-_CIFAR10_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-
 
 class CIFAR10(_Torchvision):
     """CIFAR10, 32x32, three channels."""
 
     default_mean, default_std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    files = tuple(f"cifar-10-batches-py/{name}" for name in (*_CIFAR10_BATCHES, "test_batch", "batches.meta"))
-
-    def make_dataset(self, train: bool, download: bool = False) -> Any:
-        """See `_Torchvision`."""
-        return datasets.CIFAR10(self.root, train=train, download=download)
-
-    def _tensors(self, dataset: Any) -> Split:
-        return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
+    source = datasets.CIFAR10
+    files = tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10_FILES)
 
 
-class CIFAR100(CIFAR10):
+class CIFAR100(_Torchvision):
     """CIFAR100, 32x32, three channels."""
 
     default_mean, default_std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+    source = datasets.CIFAR100
     files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
-
-    def make_dataset(self, train: bool, download: bool = False) -> Any:
-        """See `_Torchvision`."""
-        return datasets.CIFAR100(self.root, train=train, download=download)
 
 
 class TorchDataset(CondensationDataModule):

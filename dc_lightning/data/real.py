@@ -1,8 +1,9 @@
 """The real images, in plain torch: held once in memory or read from disk, drawn class by class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,58 +17,50 @@ ONE_SHAPE = (
 )
 
 
-class Images(Protocol):
-    """Normalised images by row number."""
-
-    def take(self, rows: Tensor) -> Tensor:
-        """Images ``(n, C, H, W)`` of rows ``(n,)``."""
-        ...
-
-    def to(self, device: torch.device) -> "Images":
-        """The same on another device."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
 class ImagesInMemory:
-    """Images in a tensor, ``(n, C, H, W)``."""
+    """Normalised images in a tensor, ``(n, C, H, W)``."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
 
     def take(self, rows: Tensor) -> Tensor:
-        """See `Images`."""
+        """Images ``(n, C, H, W)`` of rows ``(n,)``."""
         return self.images.index_select(0, rows.to(self.images.device, non_blocking=True))
 
     def to(self, device: torch.device) -> "ImagesInMemory":
-        """See `Images`."""
+        """The same on another device."""
         return self if self.images.device == device else ImagesInMemory(self.images.to(device))
 
-    def __len__(self) -> int:
-        return len(self.images)
 
+@dataclass(frozen=True)
+class ImagesOnDisk(Dataset):
+    """Normalised images of a dataset, read when they are asked for, in threads: decoding releases Python's lock."""
 
-class ImagesOnDisk:
-    """Reads rows when they are asked for, in threads: decoding images releases Python's lock."""
-
-    def __init__(self, dataset: Dataset, device: torch.device, threads: int = 8) -> None:
-        self.dataset, self.device, self.threads = dataset, device, threads
+    dataset: Dataset
+    prepare: Callable[[Any], Tensor]
+    labels: Tensor
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
     def take(self, rows: Tensor) -> Tensor:
-        """See `Images`."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            images = list(pool.map(lambda row: self.dataset[row][0], rows.tolist()))
+        """See `ImagesInMemory`."""
+        with ThreadPoolExecutor(8) as pool:
+            images = list(pool.map(lambda row: self[row][0], rows.tolist()))
         if len({image.shape for image in images}) > 1:
             raise InputError(ONE_SHAPE.format(*sorted({tuple(image.shape) for image in images})[:2]))
         return torch.stack(images).to(self.device)
 
     def to(self, device: torch.device) -> "ImagesOnDisk":
-        """See `Images`."""
-        return self if self.device == device else ImagesOnDisk(self.dataset, device, self.threads)
+        """See `ImagesInMemory`."""
+        return self if self.device == device else replace(self, device=device)
 
     def __len__(self) -> int:
-        return len(cast(Sequence, self.dataset))
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.prepare(self.dataset[index][0]), self.labels[index]
+
+
+Images = ImagesInMemory | ImagesOnDisk
 
 
 class RealImages:

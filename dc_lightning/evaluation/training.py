@@ -73,19 +73,16 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images, labels and row numbers of each batch."""
         batches, generator = self.rows(), derive_generator(self.seed, "augmentation")
-        per_image, per_batch = None, None
-        if isinstance(self.augmentation, OperationPerImage):
-            per_image = self.augmentation.of_set(self.images, self.epochs)
-        else:
-            per_batch = self.augmentation
         count = max(1, _TOGETHER // self.images[: self.batch_size].numel())
         while block := list(islice(batches, count)):
             sizes = [len(rows) for rows in block]
             rows = torch.cat(block).to(self.images.device, non_blocking=True)
-            images = per_image(rows, generator, sizes) if per_image else self.images.index_select(0, rows)
-            labels = self.labels.index_select(0, rows)
+            images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)
+            augmentation = self.augmentation
+            if isinstance(augmentation, OperationPerImage):
+                images, augmentation = augmentation.of_batches(images, generator, sizes), None
             for batch in zip(images.split(sizes), labels.split(sizes), rows.split(sizes), strict=True):
-                yield _augmented(batch, per_batch, generator) if per_batch else batch
+                yield _augmented(batch, augmentation, generator) if augmentation else batch
 
 
 def _augmented(
