@@ -30,9 +30,9 @@ from dc_lightning.files import configuration_file
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
-from dc_lightning.run import commands
 from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
+from dc_lightning.run.commands import CondensationTrainer
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
 from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import load_synthetic
@@ -41,51 +41,6 @@ from dc_lightning.synthetic.initial import INITS
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
 _ONE_SEED = "Model and evaluation take the seed of the run: give seed_everything instead of a seed of theirs."
-
-
-class CondensationTrainer(Trainer):
-    """Lightning's Trainer with the entry points of further commands."""
-
-    def evaluate(
-        self,
-        model: Condenser,
-        datamodule: CondensationDataModule,
-        synthetic: str | list[str],
-        experiment: int | None = None,
-        ckpt_path: str | None = None,
-        weights_only: bool | None = None,
-    ) -> None:
-        """Scores saved synthetic sets by the recipes of the evaluation, several as the experiments of one table cell.
-
-        Args:
-            model: names the condensing network, for the pools S and SS, where the set does not.
-            datamodule: the data that the set was made for.
-            synthetic: a file of ours, a published file of the authors', or a folder of images; or a list of them.
-            experiment: number of one set in an authors' file; None takes all of them.
-            ckpt_path: not used; here, so that the configuration of a fit can be given.
-            weights_only: not used; likewise.
-        """
-        paths = [synthetic] if isinstance(synthetic, str) else synthetic
-        commands.evaluate(self, model, datamodule, paths, experiment)
-
-    def select(
-        self,
-        model: Condenser,
-        datamodule: CondensationDataModule,
-        method: Method,
-        ckpt_path: str | None = None,
-        weights_only: bool | None = None,
-    ) -> None:
-        """Selects real images, model.ipc of each class, and scores them by the recipes of the evaluation.
-
-        Args:
-            model: its ipc, and its network for the pools S and SS; nothing else of it is used.
-            datamodule: the data to select from.
-            method: random, herding, k-center or forgetting.
-            ckpt_path: not used; here, so that the configuration of a fit can be given.
-            weights_only: not used; likewise.
-        """
-        commands.select(self, model, datamodule, method)
 
 
 class _Parser(LightningArgumentParser):
@@ -145,32 +100,25 @@ def _configuration_files(words: Sequence[str]) -> Iterator[tuple[Path, dict[str,
                 yield Path(value), content
 
 
-def _with_default_classes(words: list[str]) -> list[str]:
-    """Names the default classes where no other is named.
+def _with_known_classes(words: list[str]) -> list[str]:
+    """Checks that the model and the data are classes that can be imported, and names the default where there is none.
 
     A default of the parser's would leave its arguments to another class that is named, whose own defaults would be
     overruled silently.
     """
-    named = {name.removesuffix(".class_path") for name, _ in _options(words)}
-    for _, content in _configuration_files(words):
-        named |= {key for key in _DEFAULT_CLASSES if isinstance(content.get(key), str)}
-        named |= {key for key in _DEFAULT_CLASSES if "class_path" in (content.get(key) or ())}
-    missing = [part for key in _DEFAULT_CLASSES if key not in named for part in (f"--{key}", _DEFAULT_CLASSES[key])]
-    return [words[0], *missing, *words[1:]]
-
-
-def _check_classes(words: Sequence[str]) -> None:
-    """Makes sure that the model and the data are classes that can be imported."""
-    for key, module in (("model", methods), ("data", data)):
-        base = {"model": Condenser, "data": CondensationDataModule}[key]
-        known = [name for name, part in vars(module).items() if inspect.isclass(part) and issubclass(part, base)]
-        given = [value for name, value in _options(words) if name in (key, f"{key}.class_path")]
+    missing = []
+    for key, module, base in (("model", methods, Condenser), ("data", data, CondensationDataModule)):
+        known = {name: part for name, part in vars(module).items() if inspect.isclass(part) and part is not base}
+        given: list[Any] = [value for name, value in _options(words) if name in (key, f"{key}.class_path")]
         for _, content in _configuration_files(words):
-            part: Any = content.get(key)
-            given.append(part.get("class_path", "") if isinstance(part, dict) else part or "")
+            part = content.get(key)
+            given.append(part.get("class_path") if isinstance(part, dict) else part)
+        given = [name for name in given if isinstance(name, str) and name]
         for name in given:
-            if isinstance(name, str) and name and not name.startswith("{") and not Path(name).is_file():
-                find(key, {name: vars(module)[name] for name in known if vars(module)[name] is not base}, name)
+            if not name.startswith("{") and not Path(name).is_file():
+                find(key, {other: part for other, part in known.items() if issubclass(part, base)}, name)
+        missing += [] if given else [f"--{key}", _DEFAULT_CLASSES[key]]
+    return [words[0], *missing, *words[1:]]
 
 
 def _refuse_seeds(words: Sequence[str]) -> None:
@@ -274,8 +222,7 @@ class CondensationCLI(LightningCLI):
                 if words[0] == "fit" and name == "ckpt_path" and value not in ("last", "auto", "null"):
                     require_checkpoint(Path(value))  # of an older version, whose configuration is not understood
             _refuse_seeds(words)
-            _check_classes(words)
-            words = _with_default_classes(words)
+            words = _with_known_classes(words)
         self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
         if self._only_parse:
             raise _Parsed(self.config[words[0]].as_dict())
@@ -394,11 +341,6 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
     raise AssertionError("the words were run")
 
 
-def _run_lightning(words: Sequence[str]) -> int:
-    CondensationCLI(words)
-    return 0
-
-
 def _export(words: Sequence[str]) -> int:
     parser = OneSentenceParser(prog="dc-lightning export", description="Writes the images of a set as PNG files.")
     parser.add_argument("set", metavar="SET", help="a synthetic.pt")
@@ -444,9 +386,10 @@ def _run(words: list[str]) -> int:
     if command in _COMMANDS:
         return _COMMANDS[command](words[1:])
     try:
-        return _run_lightning(words or ["--help"])
+        CondensationCLI(words or ["--help"])
     except InputError as error:
         raise InputError(f"{error}{_suggested_option(words)}") from error
+    return 0
 
 
 def _suggested_option(words: Sequence[str]) -> str:

@@ -17,51 +17,66 @@ from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
 
-def evaluate(
-    trainer: Trainer, model: Condenser, data: CondensationDataModule, paths: list[str], experiment: int | None
-) -> None:
-    """Scores saved synthetic sets by the recipes of the evaluation, several as the experiments of one table cell.
+class CondensationTrainer(Trainer):
+    """Lightning's Trainer with the entry points of further commands; its processes share their work."""
 
-    Args:
-        trainer: with an `EvaluationCallback`; its processes share the work.
-        model: names the condensing network, for the pools S and SS, where the set does not.
-        data: the data that the sets were made for.
-        paths: files of ours, published files of the authors', folders of images.
-        experiment: number of one set; None takes all of them.
+    def evaluate(
+        self,
+        model: Condenser,
+        datamodule: CondensationDataModule,
+        synthetic: str | list[str],
+        experiment: int | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Scores saved synthetic sets by the recipes of the evaluation, several as the experiments of one table cell.
 
-    Raises:
-        InputError: if a set cannot be read, does not fit the data, or sets do not belong together.
-    """
+        Args:
+            model: names the condensing network, for the pools S and SS, where the set does not.
+            datamodule: the data that the set was made for.
+            synthetic: a file of ours, a published file of the authors', or a folder of images; or a list of them.
+            experiment: number of one set in an authors' file; None takes all of them.
+            ckpt_path: not used; accepted so that the configuration of a fit can be given.
+            weights_only: not used, like ckpt_path.
+        """
+        paths = [synthetic] if isinstance(synthetic, str) else synthetic
 
-    def work(callback: EvaluationCallback) -> None:
-        sets = _load(paths, experiment, data)
-        condensed_with: Spec = sets[0].source.get("network", model.network_spec)
-        callback.check(trainer, data, condensed_with, sets)
-        callback.evaluate_saved(trainer, data, sets, condensed_with, ", ".join(paths))
+        def work(callback: EvaluationCallback) -> None:
+            sets = _load(paths, experiment, datamodule)
+            condensed_with: Spec = sets[0].source.get("network", model.network_spec)
+            callback.check(self, datamodule, condensed_with, sets)
+            callback.evaluate_saved(self, datamodule, sets, condensed_with, ", ".join(paths))
 
-    _in_processes(trainer, model, data, work)
+        _in_processes(self, model, datamodule, work)
 
+    def select(
+        self,
+        model: Condenser,
+        datamodule: CondensationDataModule,
+        method: Method,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Selects real images, model.ipc of each class, and scores them by the recipes of the evaluation.
 
-def select(trainer: Trainer, model: Condenser, data: CondensationDataModule, method: Method) -> None:
-    """Selects real images, ``model.ipc`` of each class, and scores them by the recipes of the evaluation.
+        Args:
+            model: its ipc, and its network for the pools S and SS; nothing else of it is used.
+            datamodule: the data to select from.
+            method: random, herding, k-center or forgetting.
+            ckpt_path: not used; accepted so that the configuration of a fit can be given.
+            weights_only: not used, like ckpt_path.
+        """
 
-    Args:
-        trainer: with an `EvaluationCallback`; its processes share the work.
-        model: its ipc, and its network for the pools S and SS; nothing else of it is used.
-        data: the data to select from.
-        method: random, herding, k-center or forgetting.
-    """
+        def work(callback: EvaluationCallback) -> None:
+            callback.check(self, datamodule, model.network_spec, methods=[method])
+            chosen = callback.select(self, datamodule, method, model.ipc)
+            path = callback.folder / "synthetic.pt"
+            if self.is_global_zero:
+                chosen.save(path)
+                chosen.save_grid(path.with_suffix(".png"))
+            callback.evaluate_saved(self, datamodule, [chosen], model.network_spec, str(path))
 
-    def work(callback: EvaluationCallback) -> None:
-        callback.check(trainer, data, model.network_spec, methods=[method])
-        chosen = callback.select(trainer, data, method, model.ipc)
-        path = callback.folder / "synthetic.pt"
-        if trainer.is_global_zero:
-            chosen.save(path)
-            chosen.save_grid(path.with_suffix(".png"))
-        callback.evaluate_saved(trainer, data, [chosen], model.network_spec, str(path))
-
-    _in_processes(trainer, model, data, work)
+        _in_processes(self, model, datamodule, work)
 
 
 def _load(paths: list[str], experiment: int | None, data: CondensationDataModule) -> list[SyntheticSet]:
