@@ -4,7 +4,6 @@ import errno
 import inspect
 import logging
 import os
-import re
 import sys
 import time
 import warnings
@@ -408,8 +407,8 @@ def _suggested_option(words: Sequence[str]) -> str:
         known += [key, *(f"{key}.{name}" for name in sorted(names))]
     values = {"model.init": INITS, "method": get_args(Method), "evaluation.baselines": get_args(Baseline)}
     for name, value in _options(words):
-        for word in re.findall(r"[\w-]+", value) if name in values else ():
-            if word not in values[name] and (near := suggestion(word, values[name])):
+        for word in value.strip("[]").split(",") if name in values else ():
+            if word.strip() not in values[name] and (near := suggestion(word.strip(), values[name])):
                 return near
         plain = name.replace(".init_args", "")
         parent = ".".join(plain.split(".")[:2])

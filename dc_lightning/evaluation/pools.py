@@ -6,7 +6,7 @@ from dc_lightning.errors import InputError, suggestion
 from dc_lightning.networks import NETWORKS
 from dc_lightning.parts import Spec
 
-POOLS: dict[str, list[Spec]] = {
+POOLS: dict[str, list[str]] = {
     "M": ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"],
     "B": ["ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"],
     "W": ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"],
@@ -44,4 +44,4 @@ def pool(networks: str | Sequence[Spec], condensed_with: Spec) -> list[Spec]:
             f"networks {', '.join(NETWORKS)}, the import path of your own, or a list of networks."
             + suggestion(networks, NETWORKS)
         )
-    return POOLS.get(networks, [networks])
+    return list(POOLS.get(networks, [networks]))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dc_lightning.evaluation.pools import POOLS
+
 Accuracy = tuple[float, float]
 """Mean and standard deviation, in percent."""
 
@@ -97,25 +99,15 @@ TABLE_2: dict[tuple[str, str], Accuracy] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One synthetic set of a table, for every seed.
+    """One synthetic set of a table, for every seed."""
 
-    Args:
-        dataset: name of a class of `dc_lightning.data`, or an import path.
-        ipc: images per class.
-        method: dc, dsa, dm, a YAML file of a method, or a selection.
-        network: that condenses, and that selections and S are tested on.
-        distance: of gradients, where the method compares them.
-        pool: test networks, see `dc_lightning.evaluation.pools.pool`.
-        row: of the table.
-    """
-
-    dataset: str
+    dataset: str  # name of a class of `dc_lightning.data`, or an import path
     ipc: int
-    method: str = "dc"
-    network: str = "ConvNet"
-    distance: str = "ours"
-    pool: str = "S"
-    row: str = "dc"
+    method: str = "dc"  # dc, dsa, dm, a YAML file of a method, or a selection
+    network: str = "ConvNet"  # that condenses, and that selections and S are tested on
+    distance: str = "ours"  # of gradients, where the method compares them
+    pool: str = "S"  # test networks
+    row: str = "dc"  # of the table
 
     @property
     def is_selection(self) -> bool:
@@ -130,13 +122,8 @@ class Cell:
         return "_".join([*parts, self.pool] if self.pool != "S" else parts)
 
 
-_POOLS = {
-    "T2": ("W", ("ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256")),
-    "T3": ("D", ("ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4")),
-    "T4": ("A", ("ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish")),
-    "T5": ("P", ("ConvNetNP", "ConvNetMP", "ConvNetAP")),
-    "T6": ("N", ("ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN")),
-}
+POOL_OF = {"table2": "M", "T2": "W", "T3": "D", "T4": "A", "T5": "P", "T6": "N"}
+"""The pool of test networks of a table."""
 
 TABLES: dict[str, str] = {
     "table1": "ConvNet on each dataset, and real images selected by other methods",
@@ -184,5 +171,5 @@ def cells(
             for network in _TABLE_2_ROWS
             for distance in ("ours", "mse", "cos")
         ]
-    name, networks = _POOLS[table]
-    return [Cell(*pair, method, network, pool=name, row=network) for pair in pairs for network in networks]
+    name = POOL_OF[table]
+    return [Cell(*pair, method, network, pool=name, row=network) for pair in pairs for network in POOLS[name]]

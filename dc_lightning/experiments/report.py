@@ -14,12 +14,12 @@ from textwrap import fill
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation.pools import POOLS
 from dc_lightning.evaluation.selection import Selection
-from dc_lightning.experiments.paper import DATASETS, SELECTIONS, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
+from dc_lightning.experiments.paper import DATASETS, POOL_OF, SELECTIONS, TABLE_1, TABLE_2, TABLES, WHOLE_SET, Accuracy
 from dc_lightning.experiments.presets import (
     is_ours,
     made_with,
@@ -33,38 +33,25 @@ from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.parts import part_name
 from dc_lightning.run.results import read_results
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
+from dc_lightning.synthetic.reading import OLD_NAMES
 
 _BOUNDS = ("random", "whole set")
-_OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
 
 
 @dataclass(frozen=True)
 class Key:
-    """What may be pooled: sets from different seeds that were made and scored in the same way.
-
-    Args:
-        dataset: its name.
-        ipc: images per class; 0 for the whole set.
-        method: by its name in results: DC, herding, whole set.
-        network: that condensed, or gave the features; empty for random and whole set.
-        distance: of gradients, where the method compares them.
-        tested_on: test network.
-        recipe: by which it was trained.
-        label: how the set was made: the method, its preset, or ``custom`` and what differs from the method's protocol.
-        made: all settings of the method, as text.
-        scored: departures from the recipe, in words.
-    """
+    """What may be pooled: sets from different seeds that were made and scored in the same way."""
 
     dataset: str
-    ipc: int
-    method: str
-    network: str
-    distance: str
-    tested_on: str
-    recipe: str
-    label: str
-    made: str
-    scored: tuple[str, ...]
+    ipc: int  # 0 for the whole set
+    method: str  # by its name in results: DC, herding, whole set
+    network: str  # that condensed, or gave the features; empty for random and whole set
+    distance: str  # of gradients, where the method compares them
+    tested_on: str  # test network
+    recipe: str  # by which it was trained
+    label: str  # how the set was made: the method, its preset, or ``custom``
+    made: str  # all settings of the method, as text
+    scored: tuple[str, ...]  # departures from the recipe, in words
 
     @property
     def row(self) -> str:
@@ -74,21 +61,14 @@ class Key:
 
 @dataclass
 class Row:
-    """All accuracies of a key.
-
-    Args:
-        key: see `Key`.
-        departures: of a custom set, from the method's own protocol, in words.
-        is_ours: whether the figures of the papers are those of its method.
-        accuracies: in [0, 1], by the seed of the set and that of the test network: what is found twice counts once.
-        hours: of each run, from start to results.
-    """
+    """All accuracies of a key."""
 
     key: Key
-    departures: tuple[str, ...]
-    is_ours: bool
+    departures: tuple[str, ...]  # of a custom set, from the method's own protocol, in words
+    is_ours: bool  # whether the figures of the papers are those of its method
+    # in [0, 1], by the seed of the set and that of the test network: what is found twice counts once
     accuracies: dict[tuple[int, int], float] = field(default_factory=dict)
-    hours: list[float] = field(default_factory=list)
+    hours: list[float] = field(default_factory=list)  # of each run, from start to results
 
     @property
     def accuracy(self) -> Accuracy:
@@ -132,7 +112,7 @@ def percent(accuracy: Accuracy) -> str:
 
 def _complete(source: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """A source with what 0.1.0 wrote into the configuration of the run alone, under today's names."""
-    found = {**source, "method": _OLD_NAMES.get(str(source.get("method")), source.get("method"))}
+    found = {**source, "method": OLD_NAMES.get(str(source.get("method")), source.get("method"))}
     configuration = content.get("configuration") or {}
     if content.get("kind") != "condensation" or "class" in source:
         return found
@@ -167,7 +147,7 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
         raise KeyError("dataset")
     evaluation = (content.get("configuration") or {}).get("evaluation") or {}
     for number, column in enumerate(content["columns"]):
-        name = _OLD_NAMES.get(str(column["name"]), str(column["name"]))
+        name = OLD_NAMES.get(str(column["name"]), str(column["name"]))
         is_baseline = number > 0 or name == "whole set"
         here = [{"method": name}] if is_baseline else [_complete(source, content) for source in sources]
         if name in get_args(Selection):
@@ -189,7 +169,7 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
                     method=name,
                     network=part_name(source.get("network") or source.get("features") or ""),
                     distance=part_name(source.get("distance") or ""),
-                    tested_on=score["network"] + "",
+                    tested_on=score["network"],
                     recipe=recipe,
                     label=label,
                     made=json.dumps(made_with(source), sort_keys=True, default=str) if departures else "",
@@ -260,53 +240,28 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 @dataclass
 class Matrix:
-    """A table of text: what was not run stays blank.
+    """A table of text: what was not run stays blank."""
 
-    Args:
-        title: above it.
-        corner: what the rows are.
-        cells: lines of text by row and column label.
-        columns: in this order; None takes the order in which they come.
-        notes: below it.
-    """
-
-    title: str
-    corner: str
-    cells: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    columns: Sequence[str] | None = None
-    notes: Sequence[str] = ()
-
-    def _labels(self) -> tuple[list[str], list[str]]:
-        rows, columns = zip(*self.cells, strict=True) if self.cells else ((), ())
-        return list(dict.fromkeys(rows)), list(self.columns or dict.fromkeys(columns))
-
-    def rich(self) -> Table:
-        """For the terminal."""
-        rows, columns = self._labels()
-        table = Table(title=self.title, caption="\n".join(self.notes) or None, caption_justify="left", show_lines=True)
-        table.add_column(self.corner)
-        for column in columns:
-            words = max((len(line) for row in rows for line in self.cells.get((row, column), [])), default=0)
-            table.add_column(column, justify="right", min_width=words)
-        for row in rows:
-            table.add_row(row, *("\n".join(self.cells.get((row, column), [])) for column in columns))
-        return table
+    title: str  # above it
+    corner: str  # what the rows are
+    cells: dict[tuple[str, str], str] = field(default_factory=dict)  # by row and column label
+    columns: Sequence[str] = ()  # in this order; empty takes the order in which they come
+    notes: Sequence[str] = ()  # below it
 
     def markdown(self) -> str:
-        """For a README."""
-        rows, columns = self._labels()
+        """For the terminal, and for a README."""
+        columns = self.columns or list(dict.fromkeys(column for _, column in self.cells))
         head = f"| {self.corner} | {' | '.join(columns)} |"
         lines = [f"**{self.title}**", "", head, "|---" * (len(columns) + 1) + "|"]
-        for row in rows:
-            texts = ["<br>".join(self.cells.get((row, column), [])) for column in columns]
-            lines.append(f"| {row} | {' | '.join(texts)} |")
-        notes = ["", *("\\" + note if note.startswith("[") else note for note in self.notes)] if self.notes else []
+        for row in dict.fromkeys(row for row, _ in self.cells):
+            lines.append(f"| {row} | {' | '.join(self.cells.get((row, column), '') for column in columns)} |")
+        notes = ["", *("\\" + note for note in self.notes)] if self.notes else []
         return "\n".join([*lines, *notes]) + "\n"
 
 
-def _cell(row: Row) -> list[str]:
+def _cell(row: Row) -> str:
     paper = f" ({percent(row.paper)})" if row.paper else ""
-    return [f"{percent(row.accuracy)}{paper}, n={len(row.accuracies)}"]
+    return f"{percent(row.accuracy)}{paper}, n={len(row.accuracies)}"
 
 
 class _Notes:
@@ -327,16 +282,13 @@ class _Notes:
 
 
 def tables(rows: Sequence[Row]) -> list[Matrix]:
-    """The papers' tables, as far as there is anything for them.
-
-    Args:
-        rows: see `collect`.
-    """
+    """The papers' tables, as far as there is anything for them."""
     found = [table_1(rows)]
     for dataset, ipc in dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc):
         here = [row for row in rows if row.key.dataset == dataset and row.key.ipc in (ipc, 0)]
-        for title, name in _CROSS_TABLES.items():
-            found.append(_cross_table(f"{dataset}, {ipc} per class: {title}", name, here))
+        titles = {pool: f"{TABLES[name]} ({name})" for name, pool in POOL_OF.items()}
+        for pool, title in {**titles, "B": "networks with BatchNorm"}.items():
+            found.append(_cross_table(f"{dataset}, {ipc} per class: {title}", pool, here))
         found.append(_distances(f"{dataset}, {ipc} per class: the three distances (table T7 of DC)", here))
     return [*(table for table in found if table.cells), _comparison(rows)]
 
@@ -370,29 +322,14 @@ def _distances(title: str, rows: Sequence[Row]) -> Matrix:
     return table
 
 
-_CROSS_TABLES = {
-    "networks (table 2 of DC)": "M",
-    "networks with BatchNorm": "B",
-    "widths (table T2)": "W",
-    "depths (table T3)": "D",
-    "activations (table T4)": "A",
-    "poolings (table T5)": "P",
-    "normalisations (table T6)": "N",
-}
-
-
 def table_1(rows: Sequence[Row]) -> Matrix:
-    """Accuracies of a ConvNet by dataset and way to make the set; columns are images per class, and hours.
-
-    Args:
-        rows: see `collect`.
-    """
+    """Accuracies of a ConvNet by dataset and way to make the set; columns are images per class, and hours."""
     rows = [row for row in rows if row.key.tested_on == "ConvNet" and row.key.distance in ("", "ours")]
     rows = [row for row in rows if row.key.network in ("", "ConvNet")]
     counts, notes = sorted({row.key.ipc for row in rows if row.key.ipc}), _Notes()
     table = Matrix("Test accuracy of a ConvNet in % (the paper's in brackets)", "set")
     names = {ipc: f"{ipc} per class" for ipc in counts}
-    table.columns = [*names.values(), "hours"] if counts else None
+    table.columns = [*names.values(), "hours"] if counts else ()
     hours: dict[str, list[str]] = {}
     for row in rows:
         label = f"{row.key.dataset}: {notes.mark(row)}"
@@ -403,7 +340,7 @@ def table_1(rows: Sequence[Row]) -> Matrix:
         if row.hours and row.key.method not in _BOUNDS:
             hours.setdefault(label, []).append(f"{fmean(row.hours):.1f}")
     for label, found in hours.items():
-        table.cells[label, "hours"] = [" / ".join(found)]
+        table.cells[label, "hours"] = " / ".join(found)
     table.notes = notes.lines()
     return table
 
@@ -437,64 +374,54 @@ def _comparison(rows: Sequence[Row]) -> Matrix:
         if row.key.method in _BOUNDS:
             continue
         label = f"{row.title}, tested on {row.key.tested_on}"
-        table.cells[label, "accuracy"] = [percent(row.accuracy)]
-        table.cells[label, "sets, n"] = [f"{row.sets}, {len(row.accuracies)}"]
+        table.cells[label, "accuracy"] = percent(row.accuracy)
+        table.cells[label, "sets, n"] = f"{row.sets}, {len(row.accuracies)}"
         random, whole = _baseline(rows, row, "random"), _baseline(rows, row, "whole set")
-        table.cells[label, "gain"] = [f"{row.accuracy[0] - random.accuracy[0]:+.1f}"] if random else []
-        table.cells[label, "share"] = [f"{100 * row.accuracy[0] / whole.accuracy[0]:.0f} %"] if whole else []
+        table.cells[label, "gain"] = f"{row.accuracy[0] - random.accuracy[0]:+.1f}" if random else ""
+        table.cells[label, "share"] = f"{100 * row.accuracy[0] / whole.accuracy[0]:.0f} %" if whole else ""
     return table
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row, every number.
-
-    Args:
-        rows: see `collect`.
-    """
+    """One line a row, every number."""
     buffer = io.StringIO()
-    names = ["dataset", "ipc", "method", "set", "network", "distance", "tested_on", "recipe", "departures"]
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*names, "mean", "std", "n", "sets", "paper_mean", "paper_std", "difference", "gain", "share"])
+    lines = []
     for row in rows:
         key, (mean, std) = row.key, row.accuracy
         random, whole = (_baseline(rows, row, bound) for bound in _BOUNDS)
-        beside = [*row.paper, mean - row.paper[0]] if row.paper else ["", "", ""]
-        gain = mean - random.accuracy[0] if random and key.method not in _BOUNDS else ""
-        share = 100 * mean / whole.accuracy[0] if whole and key.method != "whole set" else ""
-        first = [
-            key.dataset,
-            key.ipc or "",
-            key.method,
-            key.label,
-            key.network,
-            key.distance,
-            key.tested_on,
-            key.recipe,
-        ]
-        numbers = [mean, std, len(row.accuracies), row.sets, *beside, gain, share]
-        rounded = [round(value, 3) if isinstance(value, float) else value for value in numbers]
-        writer.writerow([*first, "; ".join([*row.departures, *key.scored]), *rounded])
+        names = ("dataset", "ipc", "method", "label", "network", "distance", "tested_on", "recipe")
+        line: dict[str, Any] = {name: getattr(key, name) for name in names}
+        line |= {"departures": "; ".join([*row.departures, *key.scored]), "mean": mean, "std": std}
+        line |= {"n": len(row.accuracies), "sets": row.sets, "paper_mean": "", "paper_std": "", "difference": ""}
+        if row.paper:
+            line |= {"paper_mean": row.paper[0], "paper_std": row.paper[1], "difference": mean - row.paper[0]}
+        line["gain"] = mean - random.accuracy[0] if random and key.method not in _BOUNDS else ""
+        line["share"] = 100 * mean / whole.accuracy[0] if whole and key.method != "whole set" else ""
+        lines.append({name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()})
+    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return buffer.getvalue()
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """Accuracies with their spread, the paper's beside them, as a PNG file.
-
-    Args:
-        rows: see `collect`.
-    """
+    """Accuracies with their spread, the paper's beside them, as a PNG file."""
     from matplotlib.figure import Figure
 
     labels = [fill(f"{row.title}, tested on {row.key.tested_on}", width=75) for row in reversed(rows)]
     lines = sum(1 + label.count("\n") for label in labels)
     figure = Figure(figsize=(9, 1.5 + 0.2 * len(rows) + 0.12 * lines), layout="constrained")
     axes = figure.subplots()
-    found: list[list[Accuracy | None]] = [[row.accuracy for row in rows], [row.paper for row in rows]]
-    for number, (name, marker, color) in enumerate((("here", "o", "tab:blue"), ("paper", "s", "tab:gray"))):
-        shown = [(len(rows) - 1 - place, pair) for place, pair in enumerate(found[number]) if pair]
-        if shown:
-            places, means, stds = zip(*((place - 0.25 * number, *pair) for place, pair in shown), strict=True)
-            axes.errorbar(means, places, xerr=stds, fmt=marker, color=color, capsize=3, ms=5, label=name)
+    found: dict[str, list[Accuracy | None]] = {
+        "here": [row.accuracy for row in rows],
+        "paper": [row.paper for row in rows],
+    }
+    for (name, pairs), marker, color, shift in zip(
+        found.items(), "os", ("tab:blue", "tab:gray"), (0, 0.25), strict=True
+    ):
+        shown = {len(rows) - 1 - place - shift: pair for place, pair in enumerate(pairs) if pair}
+        means, stds = [mean for mean, _ in shown.values()], [std for _, std in shown.values()]
+        axes.errorbar(means, list(shown), xerr=stds, fmt=marker, color=color, capsize=3, ms=5, label=name)
     axes.legend(loc="lower left", fontsize=8)
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("test accuracy in %, mean and std")
@@ -509,11 +436,7 @@ def _png(figure: Any) -> bytes:
 
 
 def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
-    """The images of several datasets side by side, one row a class (paper, figures 2 and 3), as a PNG file.
-
-    Args:
-        sets: with one number of images per class.
-    """
+    """The images of sets of one ipc side by side, one row a class (paper, figures 2 and 3), as a PNG file."""
     from matplotlib.figure import Figure
 
     grids = [synthetic.grid() for synthetic in sets]
@@ -528,11 +451,7 @@ def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
 
 
 def _condensed_sets(folders: Iterable[Path]) -> tuple[dict[int, list[SyntheticSet]], list[str]]:
-    """Condensed sets by images per class, one a dataset and label, made with the ConvNet.
-
-    Returns:
-        The sets; and one sentence for each file that was left out.
-    """
+    """Sets condensed with the ConvNet, by ipc, one a dataset and label; and a sentence for each file left out."""
     found: dict[tuple[int, str, str], SyntheticSet] = {}
     problems = []
     for path in (folder / "synthetic.pt" for folder in folders):
@@ -553,17 +472,7 @@ def _condensed_sets(folders: Iterable[Path]) -> tuple[dict[int, list[SyntheticSe
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs ``dc-lightning report``.
-
-    Args:
-        words: after ``report``.
-
-    Returns:
-        The exit code: 0.
-
-    Raises:
-        InputError: if a folder is not there, or nothing in it can be reported.
-    """
+    """Runs ``dc-lightning report`` with these arguments; returns the exit code."""
     parser = OneSentenceParser(
         prog="dc-lightning report",
         description="Tables in the paper's form out of results.json files, ours beside the paper's figures.",
@@ -582,12 +491,10 @@ def main(words: Sequence[str]) -> int:
         print(problem, file=sys.stderr)
     if not rows:
         raise InputError(f"There are no results to report below {', '.join(map(str, options.folders))}.")
-    found, console = tables(rows), Console()
-    for table in found:
-        shown = table.rich()
-        needed = Console(width=10_000).measure(shown).minimum + 3 * len(shown.columns)  # rich forgets some padding
-        Console(width=max(console.width, needed)).print(shown)  # figures are never cut
-    markdown = "\n".join(table.markdown() for table in found)
+    console = Console()
+    markdown = "\n".join(table.markdown() for table in tables(rows))
+    width = max(console.width, *(len(line) for line in markdown.splitlines()))
+    Console(width=width).print(Markdown(markdown))  # figures are never cut
     write_whole(options.output / "report.md", markdown.encode())
     write_whole(options.output / "report.csv", to_csv(rows).encode())
     write_whole(options.output / "report.png", plot(rows))

@@ -16,7 +16,7 @@ from dc_lightning.files import read_tensors
 from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, SyntheticSet, folder_name
 
 _FORMATS = ("dc_lightning synthetic set 1", FORMAT)
-_OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
+OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
 
 
 def load_synthetic(
@@ -110,7 +110,7 @@ def _from_ours(content: Mapping[str, Any], path: Path) -> SyntheticSet:
 def _current(source: dict[str, Any]) -> dict[str, Any]:
     """A source with the names of today."""
     method = source.get("method")
-    return {**source, "method": _OLD_NAMES[method]} if method in _OLD_NAMES else source
+    return {**source, "method": OLD_NAMES[method]} if method in OLD_NAMES else source
 
 
 def _from_authors(pair: Any, path: Path, index: int, mean: Any, std: Any, class_names: Any) -> SyntheticSet:
