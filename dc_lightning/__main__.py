@@ -10,7 +10,7 @@ def run() -> int:
 
         return main()
     except KeyboardInterrupt:
-        print("Stopped by SIGINT, before anything was begun.", file=sys.stderr)
+        print("Stopped by SIGINT before the run started.", file=sys.stderr)
         return 130
 
 

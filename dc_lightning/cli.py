@@ -153,7 +153,7 @@ def _newest_checkpoint(config: Namespace) -> str | None:
     if not found and config.ckpt_path == "last":
         raise InputError(
             f"There is no checkpoints/last.ckpt below '{folder}' to resume from; give its path, or 'auto', which "
-            "starts anew where there is none."
+            "starts from the beginning where there is none."
         )
     return str(found[-1]) if found else None
 

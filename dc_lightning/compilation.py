@@ -15,7 +15,7 @@ _enabled = False
 
 
 def compile_networks(enabled: bool = True) -> None:
-    """Says whether networks are compiled from now on, wherever a single derivative of them is taken.
+    """Switches compilation on or off for the whole process, wherever a single derivative of a network is taken.
 
     That is the real gradient, the inner loop and the evaluation; the matched gradient of the synthetic images is
     differentiated twice, which compiled networks do not allow. Every new shape of a batch takes some seconds to
@@ -27,10 +27,9 @@ def compile_networks(enabled: bool = True) -> None:
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What calls the network, compiled if that is switched on; the parameters are the network's own.
+    """A function that calls the network, compiled if compilation is on; the parameters are the network's own.
 
-    Where it cannot be compiled, for want of a compiler or because of what the network does, it says so and switches
-    the compilation off.
+    Where that fails (no compiler, or an operation that is not supported), it warns once and switches compilation off.
 
     Args:
         network: ``(n, C, H, W)`` to ``(n, num_classes)``.
@@ -66,5 +65,5 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _is_of_the_compiler(error: BaseException) -> bool:
-    """Tells what the compiler says from what the network itself would say without it."""
+    """Whether the error comes from the compiler and not from the network."""
     return isinstance(error, torch._dynamo.exc.TorchDynamoException) or "torch.compile" in str(error)

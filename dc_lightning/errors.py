@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, short enough to be quoted in a sentence of ours."""
+    """What an error of another library says, short enough to be quoted in a sentence of ours."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -27,7 +27,7 @@ def last_line(error: BaseException) -> str:
 
 
 def with_place(error: BaseException) -> str:
-    """Type, message and place of an error that somebody else's code raised: ``KeyError: 'a' (my_parts.py, line 3)``."""
+    """Type, message and place of an error that other people's code raised: ``KeyError: 'a' (my_parts.py, line 3)``."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
     place = frames[-1] if frames else None

@@ -328,7 +328,7 @@ NETWORKS: dict[str, NetworkFactory] = {
 
 
 class Shape(Protocol):
-    """What a network must know of the data; a `CondensationDataModule` says it."""
+    """What a network must know of the data; a `CondensationDataModule` provides it."""
 
     num_classes: int
     channels: int

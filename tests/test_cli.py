@@ -404,7 +404,7 @@ def test_default_root_dir_is_where_everything_goes():
     assert not Path("lightning_logs").exists()
 
 
-def test_the_version_is_said(capsys):
+def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"dc_lightning {dc_lightning.__version__}\n"
 

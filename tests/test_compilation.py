@@ -48,7 +48,7 @@ def evaluate(network, images):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-def test_a_compiled_run_comes_to_the_same(tmp_path):
+def test_a_compiled_run_gives_the_same(tmp_path):
     images = condense(tmp_path, "MLP")
     accuracy, trained = evaluate("MLP", images)
     compile_networks()
@@ -66,7 +66,7 @@ def test_a_compiled_run_comes_to_the_same(tmp_path):
     assert all("_orig_mod" not in name for name in again.state_dict())
 
 
-def test_without_a_compiler_it_says_so_once_and_continues(tmp_path, monkeypatch):
+def test_without_a_compiler_it_warns_once_and_continues(tmp_path, monkeypatch):
     plain = condense(tmp_path, "MLP")
 
     def broken(*args, **kwargs):

@@ -338,7 +338,7 @@ def test_operations_that_wait_are_seen():
     assert operations.waiting == ["_local_scalar_dense", "nonzero", "index", "cpu", "tolist", "to"]
 
 
-def test_no_number_stops_the_run_and_names_the_iteration(tmp_path):
+def test_a_nan_loss_stops_the_run_and_names_the_iteration(tmp_path):
     class Poison(pl.Callback):
         def on_train_epoch_start(self, trainer, module):
             if trainer.current_epoch == 2:

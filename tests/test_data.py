@@ -139,7 +139,7 @@ def test_draws_are_without_replacement_of_one_class_and_by_the_generator(tiny_da
     assert all((own - image).abs().flatten(1).amax(1).min() == 0 for image in draw(5))
 
 
-def test_few_images_are_said(capsys, caplog):
+def test_a_class_with_few_images_gives_a_warning(capsys, caplog):
     with caplog.at_level("INFO"):
         TinyData(batch_real=50).setup()
     assert "3 of 3 classes have fewer than batch_real=50 training images (the smallest 12)" in caplog.text

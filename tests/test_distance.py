@@ -42,7 +42,7 @@ def test_mse_is_the_squared_norm():
     torch.testing.assert_close(squared_error(first, second), flat.norm() ** 2)
 
 
-def test_only_vectors_is_said():
+def test_a_network_of_vectors_only_is_refused():
     with pytest.raises(ValueError, match="two or more dimensions"):
         layerwise_cosine([torch.ones(3)], [torch.ones(3)])
 

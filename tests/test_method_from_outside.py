@@ -43,7 +43,7 @@ def test_it_learns(whole):
 
 
 @pytest.mark.parametrize("count", [5, 12])
-def test_killed_it_is_resumed_to_the_same_bits(count, whole, tmp_path):
+def test_resume_after_a_kill_gives_the_same_bits(count, whole, tmp_path):
     """Within an outer iteration too."""
     assert run(FIT, tmp_path, "after a checkpoint write", count) == -signal.SIGKILL
     assert run([*FIT, "--ckpt_path", "last"], tmp_path) == 0
@@ -51,7 +51,7 @@ def test_killed_it_is_resumed_to_the_same_bits(count, whole, tmp_path):
 
 
 @pytest.mark.distributed
-def test_two_processes_come_to_the_same(whole, tmp_path):
+def test_two_processes_give_the_same(whole, tmp_path):
     assert run([*FIT, "--trainer.strategy", "ddp_fork", "--trainer.devices", "2"], tmp_path) == 0
     found, expected = (load_synthetic(folder / RUN / "synthetic.pt")[0] for folder in (tmp_path, whole))
     torch.testing.assert_close(found.images, expected.images, atol=1e-5, rtol=0)

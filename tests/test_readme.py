@@ -58,7 +58,7 @@ def test_an_extension_is_one_class_and_one_yaml(number):
     assert method == ("PixelMeans" if number == 1 else "DC")
 
 
-def test_it_is_short():
+def test_readme_is_short():
     assert len(README.encode()) <= 12 * 1024
     assert README.index("pip install . &&") < 1500  # in the first screen
 

@@ -122,7 +122,7 @@ MOMENTS += [  # of 38: the start, every step, and the end
 
 
 @pytest.mark.parametrize(("where", "count"), MOMENTS)
-def test_killed_there(where, count, whole, tmp_path):
+def test_killed_at_each_moment(where, count, whole, tmp_path):
     assert run(ARGS, tmp_path, where, count) == -signal.SIGKILL
     assert run(AUTO, tmp_path) == 0
     if (tmp_path / "lightning_logs/version_1").exists():  # nothing had been saved: a new run

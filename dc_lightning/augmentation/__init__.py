@@ -19,7 +19,7 @@ images, or images and labels, of that batch."""
 
 
 class Augmented(Protocol):
-    """What data say of the augmentation that papers use on them; a `CondensationDataModule` does."""
+    """What data provide for the augmentation that papers use on them; a `CondensationDataModule` does."""
 
     strategy: str
     augmentation: Sequence[Spec]

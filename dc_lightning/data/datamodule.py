@@ -29,7 +29,7 @@ Split = tuple[Tensor | Dataset, Tensor]
 
 
 class _StepLoader(DataLoader):
-    """All its items are the same, so that it goes on anywhere; Lightning asks these two methods of such a loader."""
+    """Resumes at any step: all its items are the same, so it has no state. Lightning requires these two methods."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -17,7 +17,7 @@ _WITHOUT_FLIP = "color_crop_cutout_scale_rotate"  # mirrored digits are others; 
 class Digits(CondensationDataModule):
     """scikit-learn's handwritten digits: 1,797 images of 8x8 pixels inside the package, no download.
 
-    A fifth of each class, drawn once and for all, is the test set.
+    A fifth of each class, always the same, is the test set.
     """
 
     strategy = _WITHOUT_FLIP

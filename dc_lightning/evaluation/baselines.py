@@ -70,7 +70,7 @@ class WholeSet:
         recipe: of the evaluation, with its learning rate, its drop after half of the epochs, its augmentation.
         epochs: over the training set.
         folder: where trained networks are kept, one file for everything that bears on them. A training that is stopped
-            starts anew.
+            starts again.
     """
 
     evaluator: Evaluator
@@ -96,7 +96,7 @@ class WholeSet:
             content = read_tensors(path)
             if isinstance(content, dict) and content.get("format") == FORMAT:
                 return WholeSetNetwork(content["state"], content["accuracy"], content["events"])
-            raise InputError(f"'{path}' is not a network that was trained on the whole set; remove it to train anew.")
+            raise InputError(f"'{path}' is not a network that was trained on the whole set; remove it to train again.")
         counting = Forgetting(real.labels)
         accuracy, trained = train_and_test(whole_set(data), job, data, self.evaluator.device, counting, report)
         state = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}

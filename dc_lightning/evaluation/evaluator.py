@@ -91,7 +91,7 @@ class Group:
 
 
 Progress = Callable[[str, float, int], None]
-"""Called with what is going on, how many networks are done, with the share of the one at hand, and of how many."""
+"""Called with a title, the number of finished networks (a fraction counts the current one), and their total."""
 
 TrainNumber = Callable[[int, Job, Report], float]
 """Trains the network of a number within its architecture, and gives its accuracy in [0, 1]."""
@@ -107,7 +107,7 @@ class Evaluator:
         seed: every network's own seed is derived from it, from the architecture and from its number.
         group: processes that share the work.
         progress: see `Progress`.
-        known: accuracies that were found before, by all that bears on them; what is found is added.
+        known: accuracies found before, by everything that affects them; new ones are added.
     """
 
     data: CondensationDataModule
@@ -204,7 +204,7 @@ class Evaluator:
         return derive_seed(self.seed, "evaluation", part_name(network), number)
 
     def _identity(self, chosen: SyntheticSet, job: Job) -> str:
-        """A digest of all that bears on the accuracy of a network but the machine."""
+        """A digest of everything that affects the accuracy of a network but the machine."""
         data = self.data
         settings = [job.network, data.dataset_name, job.recipe.augmentation_names(job.network, data)]
         text = json.dumps([*settings, asdict(job.recipe), job.seed, *data.mean, *data.std], default=str)

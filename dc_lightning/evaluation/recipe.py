@@ -28,7 +28,7 @@ class Recipe:
     """How a network is trained on a synthetic set; the defaults are DC's (paper, appendix A).
 
     Epochs are numbered 0..E as in the authors' code, so that E + 1 are run. After epoch ``share * E + 1`` of each
-    milestone the learning rate drops, and the momentum starts anew: the authors' code makes a new optimizer there.
+    milestone the learning rate drops, and the momentum is reset: the authors' code makes a new optimizer there.
 
     Args:
         name: in results and tables.
@@ -40,7 +40,7 @@ class Recipe:
         batch_size: images a step.
         milestones: shares of E after which the learning rate drops, in [0, 1].
         lr_factor: what it is multiplied by there.
-        fresh_momentum: whether the momentum starts anew there.
+        fresh_momentum: whether the momentum is reset there.
         augmentation: of the training images; None takes DC's of the dataset (MNIST: crop, scale, rotate; the others
             none); ``siamese`` is DSA's; see `make_augmentation` for these and others.
         augmentation_by_network: operations for single test networks, before all others (``get_daparam``).

@@ -100,7 +100,7 @@ def is_ours(source: Mapping[str, Any]) -> bool:
 
 
 def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
-    """All that bears on how a set was made but dataset, network, distance, images per class and seed."""
+    """Everything that affects how a set was made but dataset, network, distance, images per class and seed."""
     found = {key: value for key, value in source.items() if key not in _NOT_COMPARED}
     return {"iterations": source["iteration"], **found} if "iteration" in source else found
 

@@ -78,7 +78,7 @@ class Row:
 
     @property
     def sets(self) -> int:
-        """Synthetic sets; random images are drawn anew for every network."""
+        """Synthetic sets; random images are drawn again for every network."""
         return len({seed for seed, _ in self.accuracies})
 
     @property

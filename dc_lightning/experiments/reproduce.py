@@ -216,7 +216,7 @@ def _made_otherwise(folder: Path, command: Sequence[str]) -> str | None:
     if not keys:
         return None
     differing = ", ".join(f"{key} was {before.get(key, 'not given')}, is {now.get(key, 'not given')}" for key in keys)
-    return f"it was begun with other settings ({differing}); give another --output, or remove '{folder}'"
+    return f"it was started with other settings ({differing}); give another --output, or remove '{folder}'"
 
 
 def is_finished(folder: Path) -> bool:
@@ -235,7 +235,7 @@ class _Stopped(BaseException):
 
 
 def _subprocess(command: Sequence[str], errors: Path) -> int:
-    """Runs ``dc-lightning`` in a session of its own; a signal is passed on once, and waited for, so that it saves.
+    """Runs ``dc-lightning`` in its own process group; forwards each signal and waits, so that the run can save.
 
     The lock of the cell is handed on: should this process be killed, nothing else starts the cell while that runs.
     """

@@ -198,7 +198,7 @@ class Condenser(LightningModule):
 
     @property
     def network(self) -> nn.Module | None:
-        """The network of this outer iteration, once it has begun."""
+        """The network of this outer iteration; None before its first step."""
         return self._unregistered.get("network")
 
     def forward_of(self, network: nn.Module) -> Forward:

@@ -1,4 +1,4 @@
-"""What is said of a condensation in its files, and which checkpoints can be resumed."""
+"""The description of a condensation in its files, and which checkpoints can be resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def require_checkpoint(path: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise InputError(
             f"'{path}' was written by another version of dc_lightning (format {content.get('format', 'of 0.1.0')}, "
-            f"expected {FORMAT}); finish the run with that version, or start anew. Its synthetic.pt can be read."
+            f"expected {FORMAT}); finish the run with that version, or start a new one. Its synthetic.pt can be read."
         )
     return content
 
@@ -64,7 +64,7 @@ def require_same(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if differing:
         raise InputError(
             f"The checkpoint was made with other settings: {'; '.join(differing)}. Resume with the configuration it "
-            "was made with (config.yaml in its run's folder), or start anew without a checkpoint."
+            "was made with (config.yaml in its run's folder), or start a new run without a checkpoint."
         )
 
 

@@ -34,7 +34,7 @@ Baseline = Literal[Method, "whole set"]
 
 
 class EvaluationCallback(Callback):
-    """Has fresh networks trained on the synthetic set and tested, and writes what was found.
+    """Trains fresh networks on the synthetic set, tests them and writes the results.
 
     It evaluates before the first iteration and after every `every_n`, if that is not 0, and always at the end. Each
     time the set that is evaluated is written first: ``synthetic.pt`` and ``synthetic.png``, and the grid of every
@@ -134,12 +134,12 @@ class EvaluationCallback(Callback):
         self._group = Group.of(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds out now, not after hours, what the evaluation at the end would stumble over."""
+        """Checks the settings of the final evaluation before the run starts."""
         module = _condenser(pl_module)
         self.check(trainer, module.data, module.network_spec)
         self._started = time.monotonic()
         for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
-            if entry["iteration"] == module.resumed_at != trainer.max_epochs:  # the last one is evaluated anew
+            if entry["iteration"] == module.resumed_at and entry["iteration"] != trainer.max_epochs:  # that one is new
                 self._log(trainer, entry)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,7 +152,7 @@ class EvaluationCallback(Callback):
         self._iteration_started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has the state saved before an evaluation, in which a signal may end the run at once."""
+        """Saves the state before an evaluation, in which a signal may end the run at once."""
         if self._iteration_started:  # not of an iteration that was resumed in the middle
             self._iterations.append(time.monotonic() - self._iteration_started)
         if self._is_due(trainer, trainer.current_epoch + 1):
@@ -205,7 +205,7 @@ class EvaluationCallback(Callback):
         sets: Sequence[SyntheticSet] = (),
         methods: Sequence[str] = (),
     ) -> None:
-        """Finds out beforehand what an evaluation would stumble over.
+        """Checks the settings of an evaluation before it starts.
 
         Args:
             trainer: whose first process writes.

@@ -88,7 +88,7 @@ class RunProgress(ProgressBar):
             self._say(f"outer iteration {int(done)}/{total}, loss {loss:.3f}, {left:.0f} s left")
 
     def evaluation(self, title: str, done: float, total: int) -> None:
-        """Shows how far an evaluation is; see `dc_lightning.evaluation.Progress`."""
+        """Shows how far an evaluation is; see `dc_lightning.evaluation.evaluator.Progress`."""
         if not self._enabled:
             return
         bars = self._bars()

@@ -109,7 +109,7 @@ def now() -> str:
 
 
 class Evaluated(UserDict[str, float]):
-    """Accuracies found so far, kept in a folder, so that an evaluation that is stopped goes on where it was.
+    """Accuracies found so far, kept in a folder, so that a stopped evaluation resumes where it stopped.
 
     Args:
         folder: with one file a process.

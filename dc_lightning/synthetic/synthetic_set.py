@@ -32,7 +32,7 @@ class SyntheticSet(Dataset):
         mean: of each channel in [0, 1].
         std: of each channel in [0, 1].
         class_names: one a class.
-        source: what made the set; strings and numbers; ``method`` is its name.
+        source: what made the set, as plain values; ``method`` is its name.
         normalized: whether `__getitem__` gives normalised images, or images in [0, 1].
         space: whether the stored images are normalised by ``mean`` and ``std``, or pixels in [0, 1].
         factor: of the multi-formation (`unfold`); 1 stores one training image an image.

@@ -1,4 +1,4 @@
-"""The house: which room may import which, what is plain torch, and how long signatures may be."""
+"""Package structure: which folder may import which, what is plain torch, how long signatures may be."""
 
 import ast
 import subprocess
