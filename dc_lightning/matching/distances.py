@@ -35,7 +35,7 @@ def layerwise_cosine(first: Gradient, second: Gradient) -> Tensor:
     ]
     if not rows:
         raise ValueError(
-            "The distance 'ours' (layerwise_cosine) compares the weights of layers, but the network has no parameter of "
+            "The distance 'ours' (layerwise_cosine) compares the weights of layers, but the network has none of "
             "two or more dimensions; use 'mse' or 'cos', which compare all parameters."
         )
     return torch.cat(rows).sum()
