@@ -359,7 +359,7 @@ def test_a_signal_saves_and_says_how_to_resume(signum):
     process = start("--trainer.max_epochs", "3000", "--model.outer_steps", "3")
     wait_for_line(process, "outer iteration 150/")
     process.send_signal(signum)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=180)
     assert process.returncode == 128 + signum
     command = next(line for line in rest.splitlines() if "--ckpt_path" in line).split()
     stopped = torch.load(command[-1], weights_only=True)

@@ -319,7 +319,7 @@ def test_the_warning_of_slurm_stops_after_a_whole_step(tmp_path):
     process = start(["dc_lightning", *long], tmp_path, **one_task, SLURM_LOCALID="0", SLURM_NODEID="0")
     wait_for_line(process, "outer iteration 100/")
     process.send_signal(signal.SIGUSR1)
-    code, output = finish(process, timeout=60)
+    code, output = finish(process, timeout=180)
     assert code == 128 + signal.SIGUSR1, output
     assert "the run is saved" in output
     assert not list(tmp_path.glob("hpc_ckpt*"))
@@ -330,14 +330,14 @@ def test_the_warning_of_slurm_stops_after_a_whole_step(tmp_path):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_an_error_on_one_rank_ends_all_with_that_error(rank, in_evaluation, tmp_path):
     failing = ["--data", "test_distributed.FailsOnRank", "--data.rank", rank, "--data.in_evaluation", in_evaluation]
-    code, output = finish(start(["dc_lightning", *ARGS, *DDP, *failing], tmp_path), timeout=60)
+    code, output = finish(start(["dc_lightning", *ARGS, *DDP, *failing], tmp_path), timeout=180)
     assert code not in (0, None)
     assert f"rank {rank} has a problem of its own" in output
 
 
 @pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path):
-    code, output = finish(start(["dc_lightning", *ARGS, *DDP, "--model.network", "VGG11"], tmp_path), timeout=60)
+    code, output = finish(start(["dc_lightning", *ARGS, *DDP, "--model.network", "VGG11"], tmp_path), timeout=180)
     assert code == 2
     assert output.count("VGG11 cannot take images of 1x6x6") == 1, output
 
@@ -349,7 +349,7 @@ def test_a_signal_to_the_first_process_stops_all_and_saves(signum, one_process, 
     process = start(["dc_lightning", *args, *DDP, "--trainer.max_epochs", "2000"], tmp_path)
     wait_for_line(process, "outer iteration 100/")
     process.send_signal(signum)
-    code, output = finish(process, timeout=60)
+    code, output = finish(process, timeout=180)
     assert code == 128 + signum, output
     assert "Stopped by" in output
     saved = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
@@ -370,7 +370,7 @@ def test_a_signal_inside_an_evaluation_of_two_processes(one_process, tmp_path):
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    code, output = finish(process, timeout=60)
+    code, output = finish(process, timeout=180)
     assert code == 128 + signal.SIGTERM, output
     assert "Resume with" in output
     assert run([*ARGS, "--ckpt_path", "last"], tmp_path) == 0

@@ -170,7 +170,7 @@ def test_a_signal_reaches_the_run_which_saves(signum, tmp_path):
     wait_until_at_work(process, first)
     (child,) = children(process)
     process.send_signal(signum)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 128 + signum
     assert "the same command continues" in output
     with pytest.raises(ProcessLookupError):
@@ -187,7 +187,7 @@ def test_a_cell_at_which_another_process_is_still_at_work_is_left_alone(tmp_path
     process.kill()
     process.wait()  # its child has the pipe and continues
     again = start(tmp_path, "--trainer.max_epochs", "100000", "--rows", "ConvNetW32")
-    output, _ = again.communicate(timeout=60)
+    output, _ = again.communicate(timeout=180)
     os.kill(orphan, signal.SIGKILL)
     process.stdout.close()
     assert again.returncode == 1
