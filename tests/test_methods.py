@@ -112,10 +112,6 @@ def run_scripted(tmp_path, method, entry, epochs, on_step=lambda module: None):
     assert not SCRIPT["batches"]
 
 
-class ScriptedSize(torch.nn.Module):
-    """Golden networks have ten classes, of which three are matched."""
-
-
 @pytest.fixture
 def ten_logits(monkeypatch):
     monkeypatch.setattr("dc_lightning.methods.base.check_network", lambda *_: None)

@@ -139,17 +139,16 @@ class WholeSet:
             chosen.source.update(seed=evaluator.seed)
             return chosen
         data.move(evaluator.device)
-
-        def report(share: float) -> None:
-            if evaluator.progress:
-                evaluator.progress(f"{part_name(network)} on the whole set, for {method}", share, 1)
-
+        report = evaluator.report(f"{part_name(network)} on the whole set, for {method}", 0, 1)
         if evaluator.group.rank == 0:
             self.network(network, 0, report)
         evaluator.group.reduce(torch.zeros(1))  # the others wait, and read what the first has trained
         trained = self.network(network, 0)
         report(1.0)
-        rows = [self._rows(method, label, ipc, trained, network) for label in range(data.num_classes)]
+        model = make_network(network, data, seed=0)
+        model.load_state_dict(trained.state)
+        model.to(evaluator.device).eval()
+        rows = [self._rows(method, label, ipc, trained, model) for label in range(data.num_classes)]
         source = {
             "method": method,
             "dataset": data.dataset_name,
@@ -162,14 +161,12 @@ class WholeSet:
         labels = torch.cat([torch.full((len(chosen),), label) for label, chosen in enumerate(rows)])
         return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source)
 
-    def _rows(self, method: Method, label: int, ipc: int, trained: WholeSetNetwork, network: Spec) -> Tensor:
+    def _rows(self, method: Method, label: int, ipc: int, trained: WholeSetNetwork, model: nn.Module) -> Tensor:
         rows = _real(self.evaluator.data).rows[label]
         count = min(ipc, len(rows))
         if method == "forgetting":
             return rows[most_forgotten(trained.events[rows], count)]
-        model = make_network(network, self.evaluator.data, seed=0)
-        model.load_state_dict(trained.state)
-        features = self._features(model.to(self.evaluator.device).eval(), rows)
+        features = self._features(model, rows)
         return rows[(herding if method == "herding" else k_center)(features, count)]
 
     def _features(self, model: nn.Module, rows: Tensor) -> Tensor:

@@ -174,10 +174,10 @@ class Evaluator:
         self.data.move(self.device)
         mine = range(self.group.rank, len(jobs), self.group.size)
         for done, index in enumerate(mine):
-            report = self._report(f"{title}, {part_name(jobs[index].network)}", done, len(mine))
+            report = self.report(f"{title}, {part_name(jobs[index].network)}", done, len(mine))
             report(0.0)
             accuracies[index] = train(index % count, jobs[index], report)
-        self._report(title, len(mine), len(mine))(0.0)
+        self.report(title, len(mine), len(mine))(0.0)
         values = self.group.reduce(accuracies).tolist()
         return [
             Score(
@@ -192,7 +192,9 @@ class Evaluator:
             for first, network in zip(range(0, len(jobs), count), networks, strict=True)
         ]
 
-    def _report(self, title: str, done: int, total: int) -> Report:
+    def report(self, title: str, done: int, total: int) -> Report:
+        """Tells `Progress` the share of the network that is trained after ``done`` others."""
+
         def report(share: float) -> None:
             if self.progress:
                 self.progress(title, done + share, total)
