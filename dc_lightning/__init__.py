@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from dc_lightning.data.datamodule import CondensationDataModule
     from dc_lightning.errors import InputError
     from dc_lightning.evaluation import Evaluator, Recipe, load_recipe
-    from dc_lightning.methods import CondensationModule, Condenser, DistributionMatching
+    from dc_lightning.methods import DREAM, IDC, CondensationModule, Condenser, DistributionMatching
     from dc_lightning.run.checkpoints import Checkpoints
     from dc_lightning.run.evaluation_callback import EvaluationCallback
     from dc_lightning.run.progress import RunProgress
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _MODULES = {
+    "DREAM": "methods",
+    "IDC": "methods",
     "Checkpoints": "run.checkpoints",
     "CondensationDataModule": "data.datamodule",
     "CondensationModule": "methods",
@@ -32,6 +34,8 @@ _MODULES = {
 }
 
 __all__ = [
+    "DREAM",
+    "IDC",
     "Checkpoints",
     "CondensationDataModule",
     "CondensationModule",

@@ -1,4 +1,4 @@
-"""Augmentation in plain torch: the four operations of DC's evaluation, and the siamese one of DSA."""
+"""Augmentation in plain torch: the four operations of DC's evaluation, those of DSA and IDC, CutMix."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -6,11 +6,11 @@ from typing import Any, Protocol, cast
 from torch import Generator, Tensor
 
 from dc_lightning.augmentation.paper import OPERATIONS, Operation, OperationPerImage
-from dc_lightning.augmentation.siamese import Siamese
+from dc_lightning.augmentation.siamese import DiffAugment, Siamese
 from dc_lightning.errors import InputError
 from dc_lightning.parts import Spec, find, make
 
-AUGMENTATIONS: dict[str, Any] = {"siamese": Siamese}
+AUGMENTATIONS: dict[str, Any] = {"siamese": Siamese, "diffaugment": DiffAugment}
 """Augmentations of whole batches by name."""
 
 Augment = Callable[[Tensor, Tensor, Generator], "Tensor | tuple[Tensor, Tensor]"]
@@ -30,8 +30,9 @@ def make_augmentation(spec: Spec | Sequence[Spec] | None, data: Augmented) -> Au
 
     Args:
         spec: a list of operations, of which each image gets one (DC), by name (crop, scale, rotate, noise) or import
-            path of a callable ``(images, generator, mean)``; ``siamese`` (DSA), whose strategy is that of the data
-            unless it is given; or the import path of a callable of one's own, see `Augment`. None or empty is none.
+            path of a callable ``(images, generator, mean)``; ``siamese`` (DSA) or ``diffaugment`` (IDC), whose strategy
+            is that of the data unless it is given; or the import path of a callable of one's own, see `Augment`. None
+            or empty is none.
         data: see `Augmented`.
 
     Raises:
@@ -42,7 +43,7 @@ def make_augmentation(spec: Spec | Sequence[Spec] | None, data: Augmented) -> Au
     if not isinstance(spec, str | dict):
         return OperationPerImage([cast(Operation, make("augmentation", OPERATIONS, name)) for name in spec])
     part = make("augmentation", AUGMENTATIONS, spec)
-    return Siamese(data.strategy) if isinstance(part, Siamese) and part.strategy is None else cast(Augment, part)
+    return part.of_data(data.strategy) if isinstance(part, Siamese) else cast(Augment, part)
 
 
 def make_pair_augmentation(spec: Spec | None, data: Augmented) -> Any:

@@ -1,11 +1,11 @@
-"""Differentiable siamese augmentation (Zhao and Bilen, ICML 2021, section 3; ``DiffAugment`` of the authors' code).
+"""Differentiable augmentation: siamese (Zhao and Bilen, ICML 2021, section 3), and several in a row (IDC).
 
 Images are float, ``(n, C, H, W)``, normalised, so that the zeros which come in are the mean of the dataset. Parameters
 are tensors ``(n,)``, one an image, or ``(1,)``, one for all. Every operation is differentiable in the images.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -114,6 +114,12 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
 """By the names of which a strategy is made, such as ``color_crop_cutout_flip_scale_rotate``."""
 
 
+ALL = "color_crop_cutout_flip_scale_rotate"
+
+_ONE_OF = ("crop", "scale", "rotate")
+"""Of these `DiffAugment` applies one."""
+
+
 def draw_parameters(name: str, count: int, size: tuple[int, int], generator: Generator) -> Parameters:
     """Parameters of an operation for ``count`` images of a size."""
     if name in _UNIFORM:
@@ -132,6 +138,22 @@ def draw_parameters(name: str, count: int, size: tuple[int, int], generator: Gen
     return {"rows": rows, "columns": columns}
 
 
+def check_strategy(strategy: str) -> list[str]:
+    """Names of the operations of a strategy.
+
+    Raises:
+        InputError: if one is unknown.
+    """
+    names = strategy.split("_")
+    for name in names:
+        if name not in OPERATIONS:
+            raise InputError(
+                f"Unknown operation '{name}' in the strategy '{strategy}': expected any of {', '.join(OPERATIONS)}, "
+                f"joined by _.{suggestion(name, OPERATIONS)}"
+            )
+    return names
+
+
 class Siamese:
     """One operation of a strategy for a batch, each as likely as the others (``aug_mode`` S of the authors' code).
 
@@ -144,36 +166,64 @@ class Siamese:
 
     def __init__(self, strategy: str | None = None) -> None:
         self.strategy = strategy
-        self.names = (strategy or "color_crop_cutout_flip_scale_rotate").split("_")
-        for name in self.names:
-            if name not in OPERATIONS:
-                raise InputError(
-                    f"Unknown operation '{name}' in the strategy '{strategy}': expected any of "
-                    f"{', '.join(OPERATIONS)}, joined by _.{suggestion(name, OPERATIONS)}"
-                )
+        self.names = check_strategy(strategy or ALL)
 
     def __str__(self) -> str:
         return f"siamese({self.strategy})"
 
-    def _draw(self, count: int, images: Tensor, seed: int) -> tuple[Callable[..., Tensor], Parameters]:
-        name = self.names[derive_seed(seed, "operation") % len(self.names)]
-        drawn = draw_parameters(name, count, (images.shape[2], images.shape[3]), derive_generator(seed, "parameters"))
-        parameters = {
-            name: value.to(images.device, images.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
-            for name, value in drawn.items()
-        }
-        return OPERATIONS[name], parameters
+    def of_data(self, strategy: str) -> "Siamese":
+        """The same with the strategy of a dataset, where none was given."""
+        return self if self.strategy else type(self)(strategy)
+
+    def chosen(self, seed: int) -> list[str]:
+        """The operations that fall to a batch, in the order they are applied."""
+        return [self.names[derive_seed(seed, "operation") % len(self.names)]]
+
+    def _apply(self, count: int, batches: Sequence[Tensor], seed: int) -> list[Tensor]:
+        """The same operations for all batches, with ``count`` parameters: 1, or as many as there are images."""
+        generator = derive_generator(seed, "parameters")
+        found, size = list(batches), (batches[0].shape[2], batches[0].shape[3])
+        for name in self.chosen(seed):
+            drawn = draw_parameters(name, count, size, generator)
+            parameters = {
+                key: value.to(
+                    found[0].device, found[0].dtype if value.is_floating_point() else value.dtype, non_blocking=True
+                )
+                for key, value in drawn.items()
+            }
+            found = [OPERATIONS[name](images, **parameters) for images in found]
+        return found
 
     def pair(self, real: Tensor, synthetic: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The same operation with the same parameters for all images of both batches: the siamese way."""
-        apply, parameters = self._draw(1, real, seed)
-        return apply(real, **parameters), apply(synthetic, **parameters)
+        """The same operations with the same parameters for all images of both batches: the siamese way."""
+        real, synthetic = self._apply(1, (real, synthetic), seed)
+        return real, synthetic
 
     def batch(self, images: Tensor, seed: int) -> Tensor:
-        """One operation for a batch, with parameters for every image: how networks are trained."""
-        apply, parameters = self._draw(len(images), images, seed)
-        return apply(images, **parameters)
+        """The same operations for a batch, with parameters for every image: how networks are trained."""
+        return self._apply(len(images), (images,), seed)[0]
 
     def __call__(self, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         """`batch`, as the augmentation of a recipe."""
         return self.batch(images, int(torch.randint(2**62, (), generator=generator)))
+
+
+class DiffAugment(Siamese):
+    """All operations of a strategy: flip, color, one of crop, scale and rotate, cutout (``DiffAug`` of IDC's code).
+
+    Args:
+        strategy: see `Siamese`; that of a dataset is taken without cutout, which IDC replaces by CutMix.
+    """
+
+    def __str__(self) -> str:
+        return f"diffaugment({self.strategy})"
+
+    def of_data(self, strategy: str) -> "Siamese":
+        """See `Siamese`."""
+        return super().of_data("_".join(name for name in strategy.split("_") if name != "cutout"))
+
+    def chosen(self, seed: int) -> list[str]:
+        """See `Siamese`."""
+        choices = [name for name in _ONE_OF if name in self.names]
+        one = [choices[derive_seed(seed, "operation") % len(choices)]] if choices else []
+        return [name for name in ("flip", "color", *one, "cutout") if name in self.names]

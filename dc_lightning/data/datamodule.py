@@ -54,10 +54,12 @@ class CondensationDataModule(LightningDataModule, ABC):
     Attributes:
         augmentation: operations that DC's recipe applies to the synthetic images of this dataset, none for most.
         strategy: of the siamese augmentation (DSA) for this dataset.
+        network_images: real images on which IDC trains its network between two matching steps.
     """
 
     augmentation: Sequence[Spec] = ()
     strategy: str = "color_crop_cutout_flip_scale_rotate"
+    network_images: int = 500
     default_mean: tuple[float, ...] | None = None
     default_std: tuple[float, ...] | None = None
 
@@ -97,6 +99,17 @@ class CondensationDataModule(LightningDataModule, ABC):
     def grey(self) -> Tensor:
         """A pixel of 0.5, normalised, ``(C,)``."""
         return (0.5 - torch.tensor(self.mean)) / torch.tensor(self.std)
+
+    def _channels(self, values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype).view(-1, 1, 1).to(like.device, non_blocking=True)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], float, ``(n, C, H, W)``, minus the mean, over the standard deviation."""
+        return (pixels - self._channels(self.mean, pixels)) / self._channels(self.std, pixels)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Pixels of normalised images, float, ``(n, C, H, W)``; not clamped."""
+        return images * self._channels(self.std, images) + self._channels(self.mean, images)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, checks and normalises the images, once."""

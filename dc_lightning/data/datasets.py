@@ -130,6 +130,7 @@ class SVHN(_Torchvision):
 class CIFAR10(_Torchvision):
     """CIFAR10, 32x32, three channels."""
 
+    network_images = 2000
     default_mean, default_std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     source = datasets.CIFAR10
     files = tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10_FILES)
@@ -138,6 +139,7 @@ class CIFAR10(_Torchvision):
 class CIFAR100(_Torchvision):
     """CIFAR100, 32x32, three channels."""
 
+    network_images = 2000
     default_mean, default_std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
     source = datasets.CIFAR100
     files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dc_lightning.augmentation import Augment, Augmented, check_augmentation, make_augmentation
+from dc_lightning.augmentation import AUGMENTATIONS, Augment, Augmented, check_augmentation, make_augmentation
+from dc_lightning.augmentation.cutmix import check_probability
 from dc_lightning.errors import InputError, last_line, require_at_least
 from dc_lightning.files import shipped
 from dc_lightning.parts import Spec, find, make, part_name
@@ -27,13 +28,15 @@ def _default_augmentation_by_network() -> dict[str, list[Spec]]:
 class Recipe:
     """How a network is trained on a synthetic set; the defaults are DC's (paper, appendix A).
 
-    Epochs are numbered 0..E as in the authors' code, so that E + 1 are run. After epoch ``share * E + 1`` of each
-    milestone the learning rate drops, and the momentum is reset: the authors' code makes a new optimizer there.
+    DC's code numbers the epochs 0..E, so that E + 1 are run, and the learning rate drops after epoch ``share * E + 1``
+    of each milestone; there it makes a new optimizer, which resets the momentum. Elsewhere E epochs are run, and the
+    rate drops after ``share * E`` of them.
 
     Args:
         name: in results and tables.
         epochs: E without augmentation.
         epochs_augmented: E with augmentation.
+        epochs_from_zero: whether epochs are numbered as in DC's code.
         lr: learning rate of SGD.
         momentum: of SGD.
         weight_decay: of SGD.
@@ -42,8 +45,9 @@ class Recipe:
         lr_factor: what it is multiplied by there.
         fresh_momentum: whether the momentum is reset there.
         augmentation: of the training images; None takes DC's of the dataset (MNIST: crop, scale, rotate; the others
-            none); ``siamese`` is DSA's; see `make_augmentation` for these and others.
+            none), ``siamese`` is DSA's, ``diffaugment`` IDC's; see `make_augmentation` for these and others.
         augmentation_by_network: operations for single test networks, before all others (``get_daparam``).
+        cutmix: probability that a batch is mixed by CutMix, after the augmentation.
         loss: of logits and labels, cross_entropy or an import path.
 
     Raises:
@@ -53,6 +57,7 @@ class Recipe:
     name: str = "DC"
     epochs: int = 300
     epochs_augmented: int = 1000
+    epochs_from_zero: bool = True
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -62,6 +67,7 @@ class Recipe:
     fresh_momentum: bool = True
     augmentation: list[Spec] | Spec | None = None
     augmentation_by_network: dict[str, list[Spec]] = field(default_factory=_default_augmentation_by_network)
+    cutmix: float = 0.0
     loss: Spec = "cross_entropy"
 
     def __post_init__(self) -> None:
@@ -78,6 +84,7 @@ class Recipe:
             raise InputError(f"evaluation.recipe.milestones are shares of the epochs, 0 to 1, got {self.milestones}.")
         for augmentation in (self.augmentation, *self.augmentation_by_network.values()):
             check_augmentation(augmentation)
+        check_probability("evaluation.recipe.cutmix", self.cutmix)
         find("loss", LOSSES, self.loss)
 
     def augmentation_spec(self, network: Spec, data: Augmented) -> list[Spec] | Spec:
@@ -89,9 +96,10 @@ class Recipe:
     def augmentation_names(self, network: Spec, data: Augmented) -> list[str]:
         """Names for results: of each operation, or of the whole with its strategy."""
         spec = self.augmentation_spec(network, data)
-        if isinstance(spec, str | dict):
-            return [f"siamese({data.strategy})" if spec == "siamese" else part_name(spec)]
-        return [part_name(name) for name in spec]
+        mixing = [f"cutmix({self.cutmix})"] if self.cutmix else []
+        if isinstance(spec, str) and spec in AUGMENTATIONS:
+            return [str(make_augmentation(spec, data)), *mixing]
+        return [*(part_name(part) for part in ([spec] if isinstance(spec, str | dict) else spec)), *mixing]
 
     def make_augmentation(self, network: Spec, data: Augmented) -> Augment | None:
         """The augmentation itself; see `augmentation_spec`."""
@@ -110,12 +118,16 @@ class Recipe:
         return replace(self, epochs=epochs, epochs_augmented=epochs)
 
     def drops(self, epochs: int) -> list[int]:
-        """Epochs before which the learning rate drops."""
-        return [int(share * epochs) + 2 for share in self.milestones]
+        """Epochs, of those that are run, before which the learning rate drops."""
+        return [int(share * epochs) + (2 if self.epochs_from_zero else 0) for share in self.milestones]
+
+    def epochs_run(self, epochs: int) -> int:
+        """How many are run, where E is given."""
+        return epochs + self.epochs_from_zero
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of a YAML file, by path or by its name in configs/evaluation (``dc``, ``dsa``).
+    """The recipe of a YAML file, by path or by its name in configs/evaluation (``dc``, ``dsa``, ``idc``).
 
     Raises:
         InputError: if there is no such file, or it holds something else.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from dc_lightning.augmentation import Augment, OperationPerImage
+from dc_lightning.augmentation.cutmix import CutMix
 from dc_lightning.compilation import compiled
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.evaluation.recipe import Recipe
@@ -46,6 +47,7 @@ class Batches:
         seed: of the order, and of the augmentation.
         augmentation: None for none. That of one operation an image goes over several batches at once: many batches of
             ten images take hardly longer than one.
+        mix: CutMix, after that; None for none.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class Batches:
         epochs: int,
         seed: int,
         augmentation: Augment | None = None,
+        mix: CutMix | None = None,
     ) -> None:
         self.images, self.labels = images, labels
-        self.batch_size, self.epochs, self.seed, self.augmentation = batch_size, epochs, seed, augmentation
+        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
+        self.augmentation, self.mix = augmentation, mix
         self.steps_per_epoch = -(-len(labels) // batch_size)
 
     def __len__(self) -> int:
@@ -81,16 +85,13 @@ class Batches:
             augmentation = self.augmentation
             if isinstance(augmentation, OperationPerImage):
                 images, augmentation = augmentation.of_batches(images, generator, sizes), None
-            for batch in zip(images.split(sizes), labels.split(sizes), rows.split(sizes), strict=True):
-                yield _augmented(batch, augmentation, generator) if augmentation else batch
-
-
-def _augmented(
-    batch: tuple[Tensor, Tensor, Tensor], augment: Augment, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    images, labels, rows = batch
-    made = augment(images, labels, generator)
-    return (made, labels, rows) if isinstance(made, Tensor) else (*made, rows)
+            for batch, its_labels, its_rows in zip(
+                images.split(sizes), labels.split(sizes), rows.split(sizes), strict=True
+            ):
+                for augment in filter(None, (augmentation, self.mix)):
+                    made = augment(batch, its_labels, generator)
+                    batch, its_labels = (made, its_labels) if isinstance(made, Tensor) else made
+                yield batch, its_labels, its_rows
 
 
 class ClassifierModule(LightningModule):
@@ -216,7 +217,8 @@ def train_and_test(
     recipe, epochs = job.recipe, job.recipe.epochs_for(job.network, data)
     images, labels = (tensor.to(device) for tensor in synthetic.decoded())
     augmentation = recipe.make_augmentation(job.network, data)
-    batches = Batches(images, labels, recipe.batch_size, epochs + 1, job.seed, augmentation)
+    mix = CutMix(recipe.cutmix, data.num_classes) if recipe.cutmix else None
+    batches = Batches(images, labels, recipe.batch_size, recipe.epochs_run(epochs), job.seed, augmentation, mix)
     module = ClassifierModule(
         make_network(job.network, data, job.seed),
         data.num_classes,

@@ -46,6 +46,16 @@ def squared_error(first: Gradient, second: Gradient) -> Tensor:
     return torch.stack([(a - b).square().sum() for a, b in zip(first, second, strict=True)]).sum()
 
 
+def absolute_error(first: Gradient, second: Gradient) -> Tensor:
+    """Sum of the absolute differences (``l1`` of IDC's code)."""
+    return torch.stack([(a - b).abs().sum() for a, b in zip(first, second, strict=True)]).sum()
+
+
+def mean_absolute_error(first: Gradient, second: Gradient) -> Tensor:
+    """Sum over layers and output nodes of the mean absolute difference of that node (``l1_mean`` of IDC's code)."""
+    return torch.stack([(a - b).abs().flatten(1).mean(dim=1).sum() for a, b in zip(first, second, strict=True)]).sum()
+
+
 def cosine(first: Gradient, second: Gradient) -> Tensor:
     """One minus the cosine of the two gradients, all parameters flattened into one vector (``cos``).
 
@@ -57,5 +67,11 @@ def cosine(first: Gradient, second: Gradient) -> Tensor:
     return 1 - (a * b).sum() / (a.norm() * b.norm() + _EPSILON)
 
 
-DISTANCES: dict[str, Distance] = {"ours": layerwise_cosine, "mse": squared_error, "cos": cosine}
-"""By the names of the paper's tables and of the authors' option --dis_metric."""
+DISTANCES: dict[str, Distance] = {
+    "ours": layerwise_cosine,
+    "mse": squared_error,
+    "cos": cosine,
+    "l1": absolute_error,
+    "l1_mean": mean_absolute_error,
+}
+"""By the names of the papers' tables and of the option --dis_metric of DC's code; IDC's ``cos`` is ``ours``."""

@@ -18,8 +18,9 @@ from dc_lightning.networks import check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
-from dc_lightning.synthetic.formation import unfold
+from dc_lightning.synthetic.formation import Formation, check_factor, decode, pack
 from dc_lightning.synthetic.initial import INITS, Init, initial_images
+from dc_lightning.synthetic.synthetic_set import Space
 
 
 class Condenser(LightningModule):
@@ -29,15 +30,14 @@ class Condenser(LightningModule):
     step over all classes. Under a distributed strategy each process matches its own classes, and the derivatives are
     summed. Classes, channels and image size come from the datamodule.
 
-    A method overrides `loss`, and where it differs `outer_steps`, `real_batch`, `decode`, `augment`,
-    `prepare_network`, `train_network`, `match`; its state beyond images and network it adds to the checkpoint by
-    Lightning's ``on_save_checkpoint`` and ``on_load_checkpoint``.
+    A method overrides `loss`, and where it differs the attributes below, `starting_images`, `real_batch`,
+    `synthetic_batch`, `decode`, `augment`, `prepare_network`, `train_network`, `match`; its state beyond images and
+    network it adds to the checkpoint by Lightning's ``on_save_checkpoint`` and ``on_load_checkpoint``.
 
     Args:
         network: to match in; a name of the paper, an import path, or class_path and init_args.
         ipc: synthetic images per class.
-        init: ``noise``, standard normal in normalised space, ``real``, random real images of the class, or ``k-means``,
-            cluster centres of them; see `initial_images`.
+        init: ``noise``, ``real``, ``k-means`` or ``nearest``; see `initial_images`.
         augmentation: of real and synthetic images alike in the matching; None, ``siamese`` (DSA), or the import path of
             a class with methods ``pair(real, synthetic, seed)`` and ``batch(images, seed)`` as `Siamese` has them.
         lr_images: learning rate of the images; None takes the paper's.
@@ -50,7 +50,9 @@ class Condenser(LightningModule):
     Attributes:
         name: of the method, wherever it is named; that of the class where it does not set one.
         outer_steps: matching steps an outer iteration.
-        factor: training images along each side of a stored one.
+        factor: training images along each side of a stored one, and ``formation``; see `formation.decode`.
+        space: whether the stored images are normalised, or pixels in [0, 1].
+        update_by_class: whether the images are updated after every class of a matching step, and not once.
 
     Raises:
         InputError: if a value is out of its range, or a part is unknown.
@@ -59,6 +61,9 @@ class Condenser(LightningModule):
     name: str = "Condenser"
     outer_steps: int = 1
     factor: int = 1
+    formation: Formation = "single"
+    space: Space = "normalised"
+    update_by_class: bool = False
     images: nn.Parameter
     labels: Tensor
 
@@ -94,7 +99,7 @@ class Condenser(LightningModule):
         self.automatic_optimization = False
         self.network_spec, self.seed, self.ipc, self.init = as_spec(network), seed, ipc, init
         self.augmentation_spec, self.augmentation = augmentation, None
-        self.lr_images = self.default_lr_images() if lr_images is None else lr_images
+        self.lr_images = lr_images
         self.lr_images_cooldown, self.momentum_images = lr_images_cooldown, momentum_images
         self.real_chunk_size = real_chunk_size
         self._unregistered: dict[str, nn.Module] = {}  # a registered network would be a part of the state and of DDP
@@ -108,7 +113,7 @@ class Condenser(LightningModule):
     # What a method may override
 
     def default_lr_images(self) -> float:
-        """Learning rate of the images where none is given."""
+        """Learning rate of the images where none is given, once the data are known."""
         return 0.1
 
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
@@ -129,9 +134,19 @@ class Condenser(LightningModule):
         """Real images of a class for a matching step, float, ``(batch, C, H, W)``: random, without replacement."""
         return self.real.draw(label, self.generator("real", step, label)).to(self.images.dtype)
 
+    def starting_images(self, count: int) -> Tensor:
+        """Images before the first step, ``count`` a class: float, ``(classes * count, C, H, W)``, normalised."""
+        return initial_images(self.init, count, self.real, self.seed)
+
+    def synthetic_batch(self, stored: Tensor, label: int, step: int) -> Tensor:
+        """Synthetic images of a class for a matching step: all that its stored ones decode to."""
+        return self.decode(stored)
+
     def decode(self, stored: Tensor) -> Tensor:
-        """Training images of stored ones, normalised: ``factor`` of them along each side (see `unfold`)."""
-        return unfold(stored, self.factor, self.data.grey)
+        """Training images of stored ones, normalised."""
+        if self.space == "pixels":
+            return self.data.normalize(decode(stored, self.factor, self.formation))
+        return decode(stored, self.factor, self.formation, self.data.grey)
 
     def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
         """Augments both batches alike, where `augmentation` is given."""
@@ -153,7 +168,8 @@ class Condenser(LightningModule):
         loss, derivative = torch.zeros_like(self._losses), torch.zeros_like(self.images)
         for label in range(self.global_rank, self.data.num_classes, self.trainer.world_size):
             stored = self.images_of(label).requires_grad_()
-            real, synthetic = self.augment(self.real_batch(label, step), self.decode(stored), label, step)
+            batches = self.real_batch(label, step), self.synthetic_batch(stored, label, step)
+            real, synthetic = self.augment(*batches, label, step)
             with self.seeded("match", step, label):
                 value = self.loss(network, real, synthetic, label)
                 (derivative[self.rows_of(label)],) = torch.autograd.grad(value, stored)
@@ -181,8 +197,13 @@ class Condenser(LightningModule):
         return slice(label * self.ipc, (label + 1) * self.ipc)
 
     def images_of(self, label: int) -> Tensor:
-        """Stored images of a class, detached, ``(ipc, C, H, W)``."""
-        return self.images.detach()[self.rows_of(label)]
+        """Stored images of a class as its turn finds them, detached, ``(ipc, C, H, W)``."""
+        stored, rows = self.images.detach(), self.rows_of(label)
+        momentum = self._optimizer.state[self.images].get("momentum_buffer") if self.update_by_class else None
+        if momentum is None:
+            return stored[rows]
+        moved = sum(self.momentum_images**turn for turn in range(1, label + 1))  # by the updates of those before it
+        return stored[rows] - self._optimizer.param_groups[0]["lr"] * moved * momentum[rows]
 
     def derived_seed(self, purpose: str, step: int, *label: int) -> int:
         """Seed of a draw in this outer iteration: the same on every process, and after a resume."""
@@ -228,8 +249,15 @@ class Condenser(LightningModule):
         self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
         if self.trainer.precision == "16-mixed":
             raise InputError("precision 16-mixed scales losses, but matching compares gradients; take bf16-mixed.")
+        if self.lr_images is None:
+            self.lr_images = self.default_lr_images()
         if getattr(self, "images", None) is None:
-            self.images = nn.Parameter(initial_images(self.init, self.ipc, self.real, self.seed))
+            check_factor(self.factor, data.image_size)
+            count = self.ipc * self.factor**2
+            images = [pack(group, self.factor) for group in self.starting_images(count).split(count)]
+            self.images = nn.Parameter(torch.cat(images))
+            if self.space == "pixels":
+                self.images.data = data.denormalize(self.images.data)
             labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
             self.register_buffer("labels", labels, persistent=False)
 
@@ -257,9 +285,11 @@ class Condenser(LightningModule):
     def training_step(self, batch: RealImages, batch_idx: int) -> None:
         """One matching step: the loss class by class, one update of the images, then the network's own training."""
         network = self._network(batch_idx)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._cooled_lr(batch_idx)
         self.prepare_network(network, batch_idx)
         loss, derivative = self.match(network, batch_idx)
-        self._update_images(derivative, batch_idx)
+        self._update_images(self.trainer.strategy.reduce(derivative, reduce_op="sum"))
         self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
         self._steps = batch_idx + 1
         if batch_idx < self.outer_steps - 1:
@@ -277,16 +307,22 @@ class Condenser(LightningModule):
             self._forward = None
         return self._unregistered["network"]
 
-    def _update_images(self, derivative: Tensor, step: int) -> None:
-        self.images.grad = self.trainer.strategy.reduce(derivative, reduce_op="sum")
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        for group in optimizer.param_groups:
-            group["lr"] = self._cooled_lr(step)
-        optimizer.step()
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def _update_images(self, derivative: Tensor) -> None:
+        classes = range(self.data.num_classes) if self.update_by_class else []
+        for rows in [self.rows_of(label) for label in classes] or [slice(None)]:
+            self.images.grad = torch.zeros_like(derivative)
+            self.images.grad[rows] = derivative[rows]
+            self.optimizers().step()  # Lightning's, which counts it
 
     def _cooled_lr(self, step: int) -> float:
         """Learning rate of the images: a function of the step and the run's end, so that a resume finds it again."""
+        assert self.lr_images is not None
         if not self.lr_images_cooldown:
             return self.lr_images
         assert self.trainer.max_epochs is not None
@@ -337,4 +373,5 @@ class Condenser(LightningModule):
         """A copy of the images as they are now, after so many completed iterations."""
         data, source = self.data, {**source_of(self, self.data), "iteration": iteration}
         images, labels = self.images.detach().float().cpu().clone(), self.labels.cpu().clone()
-        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source, factor=self.factor)
+        decoding = {"space": self.space, "factor": self.factor, "formation": self.formation}
+        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source, **decoding)

@@ -115,7 +115,8 @@ class CondensationModule(Condenser):
         network.train()
         forward = self.forward_of(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
-        images, labels = self.decode(self.images.detach()), self.labels.repeat(self.factor**2)
+        images = self.decode(self.images.detach())
+        labels = self.labels.repeat(len(images) // len(self.labels))
         generator = self.generator("inner", step)
         for epoch in range(self.inner_epochs):
             order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)

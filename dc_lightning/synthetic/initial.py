@@ -1,4 +1,4 @@
-"""The synthetic images that a condensation starts from: noise, real images, or cluster centres of real images."""
+"""The synthetic images that a condensation starts from: noise, real images, or what stands for clusters of them."""
 
 import warnings
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,66 +15,85 @@ from dc_lightning.seeds import derive_generator, derive_seed
 if TYPE_CHECKING:
     from dc_lightning.data.real import RealImages
 
-Init = Literal["noise", "real", "k-means"]
+Init = Literal["noise", "real", "k-means", "nearest"]
 INITS: tuple[str, ...] = get_args(Init)
 
 
-def initial_images(init: Init, ipc: int, real: "RealImages", seed: int) -> Tensor:
+def initial_images(init: Init, count: int, real: "RealImages", seed: int) -> Tensor:
     """Synthetic images before the first matching step, class after class.
 
     Args:
         init: ``noise``, standard normal in normalised space, as in the paper's tables; ``real``, random real images of
-            the class; ``k-means``, centres of ipc clusters of all its real images, by pixels, which reads every image
-            once and holds a class at a time in memory, several times over. At ipc 1 that is the mean of the class.
-        ipc: images per class, at least 1.
+            the class; ``k-means``, centres of ``count`` clusters of all its real images, by pixels, which reads every
+            image once and holds a class at a time in memory, several times over, and at count 1 is the mean of the
+            class; ``nearest``, the real images nearest to these centres.
+        count: images per class, at least 1.
         real: the training images.
         seed: of the draws; on one machine the number of processes and threads changes nothing.
 
     Returns:
-        float, ``(num_classes * ipc, C, H, W)``, normalised, on the CPU.
+        float, ``(num_classes * count, C, H, W)``, normalised, on the CPU.
 
     Raises:
-        InputError: if a class has fewer than ipc real images, or for ``k-means`` distinct ones, and they are needed.
+        InputError: if a class has fewer than count real images, or for the clusters distinct ones, and they are needed.
     """
     if init == "noise":
-        shape = real.num_classes * ipc, *real.image_shape
+        shape = real.num_classes * count, *real.image_shape
         return torch.randn(shape, generator=derive_generator(seed, "init"))
-    _require(ipc, real.counts(), real, f"init='{init}' needs at least ipc={ipc} training images")
+    require_enough(init, count, real.counts(), real)
     if init == "real":
-        draws = [real.draw(label, derive_generator(seed, "init", label), ipc) for label in range(real.num_classes)]
+        draws = [real.draw(label, derive_generator(seed, "init", label), count) for label in range(real.num_classes)]
         return torch.cat(draws).cpu()
-    centres = [
-        cluster_centres(real.take(rows), ipc, derive_seed(seed, "init", label)) for label, rows in enumerate(real.rows)
-    ]
-    found = [len(images) for images in centres]
-    _require(ipc, found, real, f"init='k-means' needs at least ipc={ipc} distinct training images")
-    return torch.cat(centres)
+    made = []
+    for label, rows in enumerate(real.rows):
+        images = real.take(rows).cpu()
+        centres = cluster_centres(images.flatten(1), count, derive_seed(seed, "init", label))
+        made.append(centres.view(-1, *images.shape[1:]) if init == "k-means" else images[nearest(images, centres)])
+    require_enough(init, count, [len(images) for images in made], real, " distinct")
+    return torch.cat(made)
 
 
-def _require(ipc: int, counts: list[int], real: "RealImages", need: str) -> None:
-    few = [f"{label} ({real.class_names[label]}: {count})" for label, count in enumerate(counts) if count < ipc]
+def require_enough(init: str, count: int, found: list[int], real: "RealImages", kind: str = "") -> None:
+    """Makes sure that there are images enough of every class to start from.
+
+    Raises:
+        InputError: if not; names the classes that have fewer.
+    """
+    few = [f"{label} ({real.class_names[label]}: {number})" for label, number in enumerate(found) if number < count]
     if few:
         raise InputError(
-            f"{need} of every class, but there are fewer of class {', '.join(few)}; take init='noise' or a smaller ipc."
+            f"init='{init}' needs at least {count}{kind} training images of every class (ipc, times factor^2), but "
+            f"there are fewer of class {', '.join(few)}; take init='noise' or a smaller ipc."
         )
 
 
-def cluster_centres(images: Tensor, count: int, seed: int) -> Tensor:
-    """Centres of k-means++ clusters of images, by pixels, up to scikit-learn's tolerance.
+def cluster_centres(points: Tensor, count: int, seed: int, start: Tensor | None = None) -> Tensor:
+    """Centres of k-means clusters, up to scikit-learn's tolerance.
 
     Args:
-        images: float, ``(n, C, H, W)``, of one class.
+        points: float, ``(n, d)``, such as the pixels of images of one class, or their features.
         count: clusters, from 1 to n.
-        seed: of the first centres.
+        seed: of the first centres, by k-means++.
+        start: first centres, ``(count, d)``, instead.
 
     Returns:
-        float, ``(count, C, H, W)``, on the CPU; fewer, where there are not as many distinct images.
+        float, ``(count, d)``, on the CPU; fewer, where there are not as many distinct points.
     """
-    flat = images.flatten(1).cpu().double().numpy()
-    clusters = KMeans(count, n_init=1, random_state=seed % 2**32, copy_x=False)
+    clusters = KMeans(
+        count, init="k-means++" if start is None else start.numpy(), n_init=1, random_state=seed % 2**32, copy_x=False
+    )
     # Several threads would add up in an order of their own.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of too few distinct images, which the caller sees
-        numbers = clusters.fit_predict(flat)
-    centres = torch.from_numpy(clusters.cluster_centers_[sorted(set(numbers))])
-    return centres.float().view(-1, *images.shape[1:])
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of too few distinct points, which the caller sees
+        numbers = clusters.fit_predict(points.cpu().double().numpy())
+    return torch.from_numpy(clusters.cluster_centers_[sorted(set(numbers))]).to(points.dtype)
+
+
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Row of the point nearest to each centre, by Euclidean distance: int64, ``(k,)``.
+
+    Args:
+        points: float, ``(n, ...)``, of d numbers each.
+        centres: float, ``(k, d)``.
+    """
+    return torch.cdist(centres.to(points), points.flatten(1)).argmin(dim=1)

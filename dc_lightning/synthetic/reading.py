@@ -102,9 +102,9 @@ def _from_ours(content: Mapping[str, Any], path: Path) -> SyntheticSet:
     images, labels, mean, std, class_names, source = (content[name] for name in fields)
     if not all(isinstance(value, list) for value in (mean, std, class_names)) or not isinstance(source, dict):
         raise InputError(f"'{path}' is damaged: mean, std and class_names must be lists, source a mapping.")
-    space, factor = content.get("space", "normalised"), content.get("factor", 1)
+    decoding = {key: content[key] for key in ("space", "factor", "formation") if key in content}
     found = SyntheticSet(images, labels, tuple(mean), tuple(std), tuple(class_names), _current(source))
-    return checked(replace(found, space=space, factor=factor), f"'{path}'")
+    return checked(replace(found, **decoding), f"'{path}'")
 
 
 def _current(source: dict[str, Any]) -> dict[str, Any]:
@@ -124,12 +124,13 @@ def _from_authors(pair: Any, path: Path, index: int, mean: Any, std: Any, class_
 
 def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> SyntheticSet:
     source: dict[str, Any] = {"method": "folder of images", "folder": path.name}
-    factor = 1
+    decoding: dict[str, Any] = {}
     if (path / METADATA).is_file():
         try:
             metadata = json.loads((path / METADATA).read_text())
             mean, std, class_names, source = (metadata[key] for key in ("mean", "std", "class_names", "source"))
-            source, factor = _current(source), metadata.get("factor", 1)
+            source = _current(source)
+            decoding = {key: metadata[key] for key in ("factor", "formation") if key in metadata}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{path / METADATA}' is damaged ({error}).") from error
     if mean is None or std is None:
@@ -157,4 +158,4 @@ def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> Synthetic
     found = SyntheticSet(
         normalize(torch.stack(images))[order], labels[order], tuple(mean), tuple(std), tuple(names), source
     )
-    return checked(replace(found, factor=factor), f"'{path}'")
+    return checked(replace(found, **decoding), f"'{path}'")

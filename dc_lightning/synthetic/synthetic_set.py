@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 from dc_lightning.errors import InputError
 from dc_lightning.files import save_whole, write_whole
-from dc_lightning.synthetic.formation import unfold
+from dc_lightning.synthetic.formation import Formation, decode, images_in_one
 
 FORMAT = "dc_lightning synthetic set 2"
 METADATA = "synthetic.json"
@@ -35,7 +35,8 @@ class SyntheticSet(Dataset):
         source: what made the set, as plain values; ``method`` is its name.
         normalized: whether `__getitem__` gives normalised images, or images in [0, 1].
         space: whether the stored images are normalised by ``mean`` and ``std``, or pixels in [0, 1].
-        factor: of the multi-formation (`unfold`); 1 stores one training image an image.
+        factor: of the multi-formation (`decode`); 1 stores one training image an image.
+        formation: see `Formation`.
     """
 
     images: Tensor
@@ -47,20 +48,26 @@ class SyntheticSet(Dataset):
     normalized: bool = True
     space: Space = "normalised"
     factor: int = 1
+    formation: Formation = "single"
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """What a network trains on: images, float, ``(m, C, H, W)``, normalised, and their labels."""
         grey = 0.5 if self.space == "pixels" else (0.5 - self._channels(self.mean)) / self._channels(self.std)
-        images = unfold(self.images, self.factor, grey)
+        images = decode(self.images, self.factor, self.formation, grey)
         if self.space == "pixels":
             images = (images - self._channels(self.mean)) / self._channels(self.std)
-        return images, self.labels.repeat(self.factor**2, *[1] * (self.labels.dim() - 1))
+        return images, self.labels.repeat(self.images_in_one, *[1] * (self.labels.dim() - 1))
+
+    @property
+    def images_in_one(self) -> int:
+        """Training images in a stored one."""
+        return images_in_one(self.factor, self.formation)
 
     def _channels(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values).to(self.images).view(-1, 1, 1)
 
     def __len__(self) -> int:
-        return len(self.labels) * self.factor**2
+        return len(self.labels) * self.images_in_one
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.decoded() if self.factor > 1 or self.space == "pixels" else (self.images, self.labels)
@@ -148,6 +155,7 @@ class SyntheticSet(Dataset):
             "source": self.source,
             "space": self.space,
             "factor": self.factor,
+            "formation": self.formation,
         }
         save_whole(path, content)
 
@@ -175,6 +183,7 @@ class SyntheticSet(Dataset):
             "class_names": self.class_names,
             "source": {**self.source, "stored_as": "8-bit images"},
             "factor": self.factor,
+            "formation": self.formation,
         }
         write_whole(folder / METADATA, json.dumps(metadata, indent=2).encode())
 

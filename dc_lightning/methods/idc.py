@@ -1,0 +1,225 @@
+"""IDC and IDC-I (Kim et al., ICML 2022; ``condense.py`` of its code, constants as its ``--reproduce`` sets them)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
+from dc_lightning.augmentation.cutmix import CutMix, check_probability
+from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.matching.batch_norm import has_batch_norm
+from dc_lightning.matching.distances import DISTANCES, Distance
+from dc_lightning.matching.gradients import network_gradient
+from dc_lightning.methods.base import Condenser
+from dc_lightning.networks import make_network
+from dc_lightning.parts import Spec, as_spec, make, part_name
+from dc_lightning.seeds import derive_generator
+from dc_lightning.synthetic.formation import Formation, check_factor, decode_bounded
+from dc_lightning.synthetic.initial import Init
+
+_RATES = {"l1": 1e-4, "mse": 5e-3}  # of the images, times ipc / 10 * (side / 32)^2
+_MATCHING = {"class_path": "dc_lightning.augmentation.DiffAugment", "init_args": {"strategy": "color_crop_cutout"}}
+_TRAINING = {"class_path": "dc_lightning.augmentation.DiffAugment", "init_args": {"strategy": "color_crop"}}
+
+
+class IDC(Condenser):
+    """Matches gradients of images that are stored several in one, with networks that train on real data.
+
+    Images are pixels in [0, 1], clamped when an outer iteration starts. That has ``outer_steps`` rounds: the images are
+    updated after every class, by the gradients of the convolution weights; then the network trains on real images.
+    IDC-I is IDC with factor 1.
+
+    Where the authors' code differs: its first images are the first of each class in the dataset's order, ours are
+    drawn; a round trains on a fixed number of batches, theirs on one more where a pass ends; MNIST's image rate is
+    that of 28x28 pixels, theirs 1.31 times as high.
+
+    Args:
+        factor: training images along each side of a stored one; 2 in the paper, 3 for ImageNet.
+        formation: ``single``; ``multi``, by all factors up to this; or ``bound``, at most ``batch_synthetic`` training
+            images of a class while condensing, and ``single`` afterwards.
+        init: see `Condenser`; packed, where the factor is above 1.
+        augmentation: in the matching, see `Condenser`.
+        distance: of the gradients of the convolution weights: ``l1``, ``mse``, ``l1_mean``, ``ours`` (``cos`` of the
+            authors' code), or as for the network. None takes the authors': l1 for grey images, mse for others.
+        outer_steps: rounds an outer iteration.
+        network_images: real images on which the network trains after each round, rounded up to whole batches; None
+            takes the data's (500, CIFAR 2000); 0 leaves it untrained.
+        batch_network: of that training.
+        network_augmentation: of that training, as `augmentation`.
+        cutmix: probability there that a batch is mixed by CutMix, in [0, 1].
+        lr_network: of its SGD.
+        momentum_network: likewise.
+        weight_decay_network: likewise.
+        batch_synthetic: training images of a class in one matching, a random choice where there are more.
+        **kwargs: see `Condenser`. ``lr_images`` is 1e-4 (mse: 5e-3) times ipc / 10 and (height / 32)^2 where None.
+
+    Raises:
+        InputError: if a value is out of its range; in `setup`, if the network has no convolutions, or BatchNorm.
+    """
+
+    space = "pixels"
+    update_by_class = True
+
+    def __init__(
+        self,
+        factor: int = 2,
+        formation: Formation | Literal["bound"] = "single",
+        init: Init = "real",
+        augmentation: Spec | None = _MATCHING,
+        distance: Spec | None = None,
+        outer_steps: int = 100,
+        network_images: int | None = None,
+        batch_network: int = 64,
+        network_augmentation: Spec | None = _TRAINING,
+        cutmix: float = 0.5,
+        lr_network: float = 0.01,
+        momentum_network: float = 0.9,
+        weight_decay_network: float = 5e-4,
+        batch_synthetic: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(init=init, augmentation=augmentation, **kwargs)
+        require_at_least(
+            outer_steps=(outer_steps, 1),
+            network_images=(network_images, 0),
+            batch_network=(batch_network, 1),
+            lr_network=(lr_network, 0),
+            momentum_network=(momentum_network, 0),
+            weight_decay_network=(weight_decay_network, 0),
+            batch_synthetic=(batch_synthetic, 1),
+        )
+        if factor < 1:
+            raise InputError(f"factor must be at least 1 (training images along a side of a stored one), got {factor}.")
+        if formation not in ("single", "multi", "bound"):
+            raise InputError(f"formation must be one of single, multi, bound, got '{formation}'.")
+        check_probability("model.cutmix", cutmix)
+        check_augmentation(network_augmentation)
+        self.factor, self.bounded = factor, formation == "bound"
+        self.formation = "single" if formation == "bound" else formation
+        self._set_distance(distance)
+        self.outer_steps, self.batch_synthetic = outer_steps, batch_synthetic
+        self.network_images, self.batch_network = network_images, batch_network
+        self.network_augmentation_spec, self.network_augmentation, self.cutmix = network_augmentation, None, cutmix
+        self.sgd = {"lr": lr_network, "momentum": momentum_network, "weight_decay": weight_decay_network}
+        self._network_optimizer: torch.optim.Optimizer | None = None
+        self._resumed_optimizer: dict[str, Any] | None = None
+
+    def _set_distance(self, distance: Spec | None) -> None:
+        self.distance = None if distance is None else as_spec(distance)
+        self._compare: Distance | None = None if distance is None else make("distance", DISTANCES, as_spec(distance))
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """IDC-I where every stored image is one training image."""
+        return "IDC" if self.factor > 1 else "IDC-I"
+
+    def default_lr_images(self) -> float:
+        """The authors' (``misc/reproduce.py``)."""
+        if self.distance not in _RATES:
+            raise InputError(f"There is no rate of the authors' for the distance {self.distance}; give lr_images.")
+        return _RATES[str(self.distance)] * self.ipc / 10 * (self.data.image_size[0] / 32) ** 2
+
+    def setup(self, stage: str) -> None:
+        """See `Condenser`; takes what depends on the data, and tries the network."""
+        check_factor(self.factor, self.data.image_size)
+        if self.distance is None:
+            self._set_distance("l1" if self.data.channels == 1 else "mse")
+        if self.network_images is None:
+            self.network_images = self.data.network_images
+        super().setup(stage)
+        network = make_network(self.network_spec, self.data, 0)
+        if not any(parameter.dim() > 2 for parameter in network.parameters()):
+            raise InputError(
+                f"{self.name} compares the gradients of convolutions, and the network {part_name(self.network_spec)} "
+                "has none; take another network or method."
+            )
+        if has_batch_norm(network):
+            raise InputError(
+                f"{self.name} passes images of one class at a time, which BatchNorm cannot take; take a network "
+                f"without it instead of {part_name(self.network_spec)}."
+            )
+        self.network_augmentation = make_pair_augmentation(self.network_augmentation_spec, self.data)
+        self.mix = CutMix(self.cutmix, self.data.num_classes)
+
+    def real_batch(self, label: int, step: int) -> Tensor:
+        """The next images in a shuffled pass over the class, which drops what is left at its end."""
+        rows = self.real.rows[label]
+        per_pass = max(len(rows) // self.real.batch_real, 1)
+        number, place = divmod(self.current_epoch * self.outer_steps + step, per_pass)
+        order = torch.randperm(len(rows), generator=derive_generator(self.seed, "real", label, number))
+        chosen = order[place * self.real.batch_real : (place + 1) * self.real.batch_real]
+        return self.real.take(rows[chosen]).to(self.images.dtype)
+
+    def synthetic_batch(self, stored: Tensor, label: int, step: int) -> Tensor:
+        """See `Condenser`; at most ``batch_synthetic``."""
+        if self.bounded:
+            images = self.data.normalize(decode_bounded(stored, self.factor, self.batch_synthetic))
+        else:
+            images = self.decode(stored)
+        if len(images) <= self.batch_synthetic:
+            return images
+        order = torch.randperm(len(images), generator=self.generator("synthetic", step, label))
+        return images[order[: self.batch_synthetic].to(images.device, non_blocking=True)]
+
+    def prepare_network(self, network: nn.Module, step: int) -> None:
+        """Clamps the images and makes the network's optimizer, when an outer iteration starts or is resumed."""
+        network.train()
+        if step == 0:
+            with torch.no_grad():
+                self.images.clamp_(0, 1)
+        if step == 0 or self._network_optimizer is None:
+            self._network_optimizer = torch.optim.SGD(network.parameters(), **self.sgd)
+            if step and self._resumed_optimizer is not None:
+                self._network_optimizer.load_state_dict(self._resumed_optimizer)
+            self._resumed_optimizer = None
+
+    def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
+        """Distance of the two gradients of the convolution weights (paper, equation 3)."""
+        forward = self.forward_of(network)
+        target = network_gradient(network, real, label, chunk_size=self.chunk_size, forward=forward)
+        gradient = network_gradient(network, synthetic, label, create_graph=True)
+        assert self._compare is not None
+        return self._compare(*([tensor for tensor in each if tensor.dim() > 2] for each in (gradient, target)))
+
+    def network_batch(self, step: int, number: int) -> tuple[Tensor, Tensor]:
+        """The next images and labels, ``(n,)``, in a shuffled pass over all real images, which keeps its last batch."""
+        rows_of = self.real.labels
+        per_pass = -(-len(rows_of) // self.batch_network)
+        done = (self.current_epoch * (self.outer_steps - 1) + step) * self.network_steps + number
+        number_of_pass, place = divmod(done, per_pass)
+        order = torch.randperm(len(rows_of), generator=derive_generator(self.seed, "network images", number_of_pass))
+        rows = order[place * self.batch_network : (place + 1) * self.batch_network]
+        images = self.real.take(rows).to(self.images.dtype)
+        return images, rows_of[rows].to(images.device, non_blocking=True)
+
+    @property
+    def network_steps(self) -> int:
+        """Batches on which the network trains after a round."""
+        return -(-(self.network_images or 0) // self.batch_network)
+
+    def train_network(self, network: nn.Module, step: int) -> None:
+        """Trains on real images, augmented and mixed by CutMix (paper, algorithm 1; ``train_epoch``)."""
+        forward, optimizer = self.forward_of(network), self._network_optimizer
+        assert optimizer is not None
+        for number in range(self.network_steps):
+            images, labels = self.network_batch(step, number)
+            if self.network_augmentation is not None:
+                seed = self.derived_seed("network augmentation", step, number)
+                images = self.network_augmentation.batch(images, seed)
+            images, labels = self.mix(images, labels, self.generator("cutmix", step, number))
+            optimizer.zero_grad()
+            cross_entropy(forward(images), labels).backward()
+            optimizer.step()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `Condenser`; with the network's optimizer."""
+        super().on_save_checkpoint(checkpoint)
+        if self._network_optimizer is not None:
+            checkpoint["network_optimizer"] = self._network_optimizer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `Condenser`."""
+        super().on_load_checkpoint(checkpoint)
+        self._resumed_optimizer = checkpoint.get("network_optimizer")
