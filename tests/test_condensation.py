@@ -141,7 +141,7 @@ def test_clusters_are_computed_by_one_thread(monkeypatch):
     monkeypatch.setattr(initial, "KMeans", Watched)
     with threadpool_limits(2):
         before = [pool["num_threads"] for pool in threadpool_info()]
-        initial.cluster_centres(torch.randn(9, 1, 2, 2), 3, seed=0)
+        initial.cluster_centres(torch.randn(9, 4), 3, seed=0)
         assert [pool["num_threads"] for pool in threadpool_info()] == before
     assert set(threads) == {1}
     assert 2 in before
@@ -163,7 +163,7 @@ def test_too_few_distinct_images_for_k_means_name_the_class(tmp_path):
     images = torch.rand(12, 1, 6, 6)
     images[1::2] = images[1]  # class 1: one image, six times
     pairs = [(image, number % 2) for number, image in enumerate(images)]
-    with pytest.raises(InputError, match=r"ipc=2 distinct training images .* of class 1 \(1: 1\)"):
+    with pytest.raises(InputError, match=r"at least 2 distinct training images .* of class 1 \(1: 1\)"):
         condense(tmp_path, data=TorchDataset(lambda: pairs, lambda: pairs), init="k-means", ipc=2)
 
 
@@ -194,7 +194,7 @@ def test_loops_between_the_rows_of_the_paper():
         ({"ipc": -2}, "got -2"),
         ({"outer_steps": 0}, "outer_steps must be at least 1"),
         ({"lr_images": float("nan")}, "lr_images must be at least 0"),
-        ({"init": "zeros"}, "noise, real, k-means, got 'zeros'"),
+        ({"init": "zeros"}, "noise, real, k-means, nearest, got 'zeros'"),
         ({"lr_images_cooldown": 1.5}, "from 0 to 1, got 1.5"),
         ({"lr_images_cooldown": float("nan")}, "from 0 to 1, got nan"),
         ({"distance": "l2"}, "ours, mse, cos"),
@@ -257,9 +257,9 @@ def test_a_cooldown_needs_an_end(tmp_path):
         trainer(tmp_path, epochs=-1, max_steps=3).fit(module, datamodule=TinyData())
 
 
-@pytest.mark.parametrize("init", ["real", "k-means"])
+@pytest.mark.parametrize("init", ["real", "k-means", "nearest"])
 def test_real_images_to_start_from_that_are_too_few_name_the_classes(tmp_path, init):
-    with pytest.raises(InputError, match=rf"init='{init}' needs .* ipc=20 .* 0 \(class 0: 12\)"):
+    with pytest.raises(InputError, match=rf"init='{init}' needs at least 20 training .* of class 0 \(class 0: 12\)"):
         condense(tmp_path, ipc=20, init=init)
 
 

@@ -88,7 +88,9 @@ class Batches:
             for batch, its_labels, its_rows in zip(
                 images.split(sizes), labels.split(sizes), rows.split(sizes), strict=True
             ):
-                for augment in filter(None, (augmentation, self.mix)):
+                for augment in (augmentation, self.mix):
+                    if augment is None:
+                        continue
                     made = augment(batch, its_labels, generator)
                     batch, its_labels = (made, its_labels) if isinstance(made, Tensor) else made
                 yield batch, its_labels, its_rows

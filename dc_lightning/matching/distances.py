@@ -20,14 +20,7 @@ def layerwise_cosine(first: Gradient, second: Gradient) -> Tensor:
 
     A tensor is read as one row per output node: convolutions ``(out, in * h * w)``, LayerNorm's weight and bias
     ``(C, h * w)``, linear layers as they are. One-dimensional tensors (biases, the affine parameters of the other
-    norms) are skipped, as in the authors' code; the paper does not say so.
-
-    Args:
-        first: gradient, one float tensor per parameter.
-        second: gradient of the same shapes.
-
-    Returns:
-        Scalar in [0, 2 * number of rows], zero for parallel gradients whatever their lengths.
+    norms) are skipped, as in the authors' code; the paper does not say so. In [0, 2 * number of rows].
     """
     rows = [
         1 - (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1) + _EPSILON)
@@ -42,7 +35,7 @@ def layerwise_cosine(first: Gradient, second: Gradient) -> Tensor:
 
 
 def squared_error(first: Gradient, second: Gradient) -> Tensor:
-    """Squared Euclidean distance of the two gradients, all parameters flattened into one vector (``mse``)."""
+    """Squared Euclidean distance of the two gradients, as one vector each (``mse``)."""
     return torch.stack([(a - b).square().sum() for a, b in zip(first, second, strict=True)]).sum()
 
 
@@ -57,11 +50,7 @@ def mean_absolute_error(first: Gradient, second: Gradient) -> Tensor:
 
 
 def cosine(first: Gradient, second: Gradient) -> Tensor:
-    """One minus the cosine of the two gradients, all parameters flattened into one vector (``cos``).
-
-    Returns:
-        Scalar in [0, 2].
-    """
+    """One minus the cosine of the two gradients, all parameters flattened into one vector (``cos``), in [0, 2]."""
     a = torch.cat([tensor.flatten() for tensor in first])
     b = torch.cat([tensor.flatten() for tensor in second])
     return 1 - (a * b).sum() / (a.norm() * b.norm() + _EPSILON)

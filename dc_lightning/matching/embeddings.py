@@ -10,15 +10,11 @@ from dc_lightning.errors import InputError
 
 
 def embed(network: nn.Module, images: Tensor) -> Tensor:
-    """Features of images before the last linear layer.
+    """Features of images before the last linear layer, float, ``(n, C, H, W)`` to ``(n, d)``.
 
     Args:
-        network: one with a method ``embed``, as all of ours, or any other with a linear layer, the last of which is
-            taken for the classifier.
-        images: float, ``(n, C, H, W)``, normalised.
-
-    Returns:
-        float, ``(n, d)``.
+        network: one with a method ``embed``, as all of ours, or any other whose last linear layer is the classifier.
+        images: normalised.
 
     Raises:
         InputError: if the network has no linear layer that it uses.

@@ -29,7 +29,7 @@ def network_gradient(
         forward: the same network, compiled; None takes the network itself.
 
     Returns:
-        One tensor per parameter, in the order of ``network.parameters()``.
+        One tensor per parameter, in their order.
     """
     parameters = list(network.parameters())
     total: list[Tensor] | None = None

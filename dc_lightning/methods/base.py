@@ -1,10 +1,12 @@
 """What all methods share: synthetic images as parameters, the loop over classes, one image optimizer, exact resume."""
 
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
@@ -13,12 +15,12 @@ from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.matching.gradients import Forward
-from dc_lightning.methods.resume import FORMAT, data_identity, require_same, source_of
+from dc_lightning.methods.resume import identity_of, require_same, source_of
 from dc_lightning.networks import check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
-from dc_lightning.synthetic.formation import Formation, check_factor, decode, pack
+from dc_lightning.synthetic.formation import Formation, decode, pack_classes
 from dc_lightning.synthetic.initial import INITS, Init, initial_images
 from dc_lightning.synthetic.synthetic_set import Space
 
@@ -35,24 +37,21 @@ class Condenser(LightningModule):
     network it adds to the checkpoint by Lightning's ``on_save_checkpoint`` and ``on_load_checkpoint``.
 
     Args:
-        network: to match in; a name of the paper, an import path, or class_path and init_args.
+        network: to match in; see `make_network`.
         ipc: synthetic images per class.
         init: ``noise``, ``real``, ``k-means`` or ``nearest``; see `initial_images`.
-        augmentation: of real and synthetic images alike in the matching; None, ``siamese`` (DSA), or the import path of
-            a class with methods ``pair(real, synthetic, seed)`` and ``batch(images, seed)`` as `Siamese` has them.
+        augmentation: of both in the matching; None, ``siamese`` (DSA), or a class with its ``pair`` and ``batch``.
         lr_images: learning rate of the images; None takes the paper's.
-        lr_images_cooldown: share of the run, at its end, over which that rate falls linearly to zero, in [0, 1]; 0 in
-            the papers. A finished run that is resumed for more iterations starts again at a higher rate.
+        lr_images_cooldown: share of the run, at its end, over which that falls linearly to zero, in [0, 1]; 0 in the
+            papers. A finished run that is resumed for more iterations starts again at a higher rate.
         momentum_images: momentum of the images, kept through the whole run.
-        real_chunk_size: real images a pass, the same up to rounding; None passes all on a GPU, and 64 on the CPU.
+        real_chunk_size: real images a pass, the same up to rounding; None takes all on a GPU, and 64 on the CPU.
         seed: of every random draw.
 
     Attributes:
         name: of the method, wherever it is named; that of the class where it does not set one.
         outer_steps: matching steps an outer iteration.
-        factor: training images along each side of a stored one, and ``formation``; see `formation.decode`.
-        space: whether the stored images are normalised, or pixels in [0, 1].
-        update_by_class: whether the images are updated after every class of a matching step, and not once.
+        factor, formation, space: of the stored images; see `SyntheticSet`.
 
     Raises:
         InputError: if a value is out of its range, or a part is unknown.
@@ -63,7 +62,6 @@ class Condenser(LightningModule):
     factor: int = 1
     formation: Formation = "single"
     space: Space = "normalised"
-    update_by_class: bool = False
     images: nn.Parameter
     labels: Tensor
 
@@ -99,14 +97,13 @@ class Condenser(LightningModule):
         self.automatic_optimization = False
         self.network_spec, self.seed, self.ipc, self.init = as_spec(network), seed, ipc, init
         self.augmentation_spec, self.augmentation = augmentation, None
-        self.lr_images = lr_images
+        self.lr_images = cast(float, lr_images)  # None until `setup`
         self.lr_images_cooldown, self.momentum_images = lr_images_cooldown, momentum_images
         self.real_chunk_size = real_chunk_size
         self._unregistered: dict[str, nn.Module] = {}  # a registered network would be a part of the state and of DDP
         self._forward: Forward | None = None
         self._resumed_network: dict[str, Tensor] | None = None
-        self._losses = torch.zeros(())  # sum over classes and the steps of this outer iteration
-        self._steps = 0
+        self._losses, self._steps = torch.zeros(()), 0  # sum over classes and the steps of this outer iteration
         self._curve = (0, 0.0)  # completed iterations, and the matching loss of the last
         self.resumed_at: int | None = None
 
@@ -117,16 +114,13 @@ class Condenser(LightningModule):
         return 0.1
 
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
-        """The method itself: how far the synthetic images of a class are from its real ones.
+        """The method itself: how far the synthetic images of a class are from its real ones, a scalar.
 
         Args:
             network: of this outer iteration.
             real: float, ``(batch, C, H, W)``, normalised.
-            synthetic: float, ``(decoded images, C, H, W)``, normalised, with a graph to the stored images.
+            synthetic: likewise, decoded, with a graph to the stored images.
             label: the class.
-
-        Returns:
-            Scalar, differentiable in ``synthetic``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(network, real, synthetic, label).")
 
@@ -181,8 +175,7 @@ class Condenser(LightningModule):
     @property
     def data(self) -> CondensationDataModule:
         """The datamodule of the run."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, CondensationDataModule):
+        if not isinstance(data := getattr(self.trainer, "datamodule", None), CondensationDataModule):
             raise InputError(f"The data must be a CondensationDataModule, got {type(data).__name__}.")
         return data
 
@@ -197,13 +190,8 @@ class Condenser(LightningModule):
         return slice(label * self.ipc, (label + 1) * self.ipc)
 
     def images_of(self, label: int) -> Tensor:
-        """Stored images of a class as its turn finds them, detached, ``(ipc, C, H, W)``."""
-        stored, rows = self.images.detach(), self.rows_of(label)
-        momentum = self._optimizer.state[self.images].get("momentum_buffer") if self.update_by_class else None
-        if momentum is None:
-            return stored[rows]
-        moved = sum(self.momentum_images**turn for turn in range(1, label + 1))  # by the updates of those before it
-        return stored[rows] - self._optimizer.param_groups[0]["lr"] * moved * momentum[rows]
+        """Stored images of a class, detached, ``(ipc, C, H, W)``."""
+        return self.images.detach()[self.rows_of(label)]
 
     def derived_seed(self, purpose: str, step: int, *label: int) -> int:
         """Seed of a draw in this outer iteration: the same on every process, and after a resume."""
@@ -226,8 +214,7 @@ class Condenser(LightningModule):
         """The network of this outer iteration, compiled if that is switched on."""
         if network is not self.network:
             return compiled(network)
-        if self._forward is None:
-            self._forward = compiled(network)
+        self._forward = self._forward or compiled(network)
         return self._forward
 
     @property
@@ -252,12 +239,9 @@ class Condenser(LightningModule):
         if self.lr_images is None:
             self.lr_images = self.default_lr_images()
         if getattr(self, "images", None) is None:
-            check_factor(self.factor, data.image_size)
             count = self.ipc * self.factor**2
-            images = [pack(group, self.factor) for group in self.starting_images(count).split(count)]
-            self.images = nn.Parameter(torch.cat(images))
-            if self.space == "pixels":
-                self.images.data = data.denormalize(self.images.data)
+            images = pack_classes(self.starting_images(count), count, self.factor)
+            self.images = nn.Parameter(data.denormalize(images) if self.space == "pixels" else images)
             labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
             self.register_buffer("labels", labels, persistent=False)
 
@@ -285,11 +269,11 @@ class Condenser(LightningModule):
     def training_step(self, batch: RealImages, batch_idx: int) -> None:
         """One matching step: the loss class by class, one update of the images, then the network's own training."""
         network = self._network(batch_idx)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._cooled_lr(batch_idx)
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.param_groups[0]["lr"] = self._cooled_lr(batch_idx)
         self.prepare_network(network, batch_idx)
         loss, derivative = self.match(network, batch_idx)
-        self._update_images(self.trainer.strategy.reduce(derivative, reduce_op="sum"))
+        self.update_images(optimizer, self.trainer.strategy.reduce(derivative, reduce_op="sum"))
         self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
         self._steps = batch_idx + 1
         if batch_idx < self.outer_steps - 1:
@@ -307,22 +291,13 @@ class Condenser(LightningModule):
             self._forward = None
         return self._unregistered["network"]
 
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer
-
-    def _update_images(self, derivative: Tensor) -> None:
-        classes = range(self.data.num_classes) if self.update_by_class else []
-        for rows in [self.rows_of(label) for label in classes] or [slice(None)]:
-            self.images.grad = torch.zeros_like(derivative)
-            self.images.grad[rows] = derivative[rows]
-            self.optimizers().step()  # Lightning's, which counts it
+    def update_images(self, optimizer: LightningOptimizer, derivative: Tensor) -> None:
+        """One step, by the derivative with respect to all stored images."""
+        self.images.grad = derivative
+        optimizer.step()
 
     def _cooled_lr(self, step: int) -> float:
         """Learning rate of the images: a function of the step and the run's end, so that a resume finds it again."""
-        assert self.lr_images is not None
         if not self.lr_images_cooldown:
             return self.lr_images
         assert self.trainer.max_epochs is not None
@@ -356,22 +331,20 @@ class Condenser(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume compares, and what the steps that are left of this outer iteration start from."""
-        checkpoint |= {"format": FORMAT, "method": self.name, "data": data_identity(self.data), "curve": self._curve}
+        checkpoint |= {**identity_of(self), "curve": self._curve}
         if self.network is not None and self.outer_steps > 1:
             checkpoint |= {"network": self.network.state_dict(), "losses": self._losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the network of an outer iteration that was interrupted, where the settings are the same."""
-        made_with = {**checkpoint["hyper_parameters"], **checkpoint["data"], "name": checkpoint["method"]}
-        require_same(made_with, {**self.hparams, **data_identity(self.data), "name": self.name})
-        self._resumed_network = checkpoint.get("network")
-        self._losses = checkpoint.get("losses", self._losses)
+        require_same(checkpoint, self)
+        self._resumed_network, self._losses = checkpoint.get("network"), checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
         self.resumed_at = self._curve[0]
 
     def synthetic_set(self, iteration: int) -> SyntheticSet:
         """A copy of the images as they are now, after so many completed iterations."""
-        data, source = self.data, {**source_of(self, self.data), "iteration": iteration}
-        images, labels = self.images.detach().float().cpu().clone(), self.labels.cpu().clone()
-        decoding = {"space": self.space, "factor": self.factor, "formation": self.formation}
-        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source, **decoding)
+        data, images = self.data, self.images.detach().float().cpu().clone()
+        source = {**source_of(self), "iteration": iteration}
+        found = SyntheticSet(images, self.labels.cpu(), data.mean, data.std, data.class_names, source)
+        return replace(found, space=self.space, factor=self.factor, formation=self.formation)

@@ -20,17 +20,11 @@ _INNER_EPOCHS = {10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; g
 
 
 def default_loops(ipc: int) -> tuple[int, int]:
-    """Matching steps an outer iteration, and epochs of network training between two of them.
+    """Matching steps an outer iteration, and epochs of network training between two of them, for an ipc of at least 1.
 
-    The paper's table has ipc 1, 10, 20, 30, 40, 50. For any other ipc there are ipc matching steps, as in all its
-    rows. The epochs are interpolated linearly between the rows, rounded half up; from 10 downwards they stay 50
-    (with ipc 1 there is no second step, so that its single epoch is never run), from 50 upwards they stay 10.
-
-    Args:
-        ipc: synthetic images per class, at least 1.
-
-    Returns:
-        outer steps and inner epochs.
+    The paper's table has ipc 1, 10, 20, 30, 40, 50. For any other there are ipc matching steps, as in all its rows. The
+    epochs are interpolated linearly between the rows, rounded half up; from 10 downwards they stay 50 (with ipc 1
+    there is no second step, so that its single epoch is never run), from 50 upwards they stay 10.
     """
     if ipc == 1:
         return 1, 1
@@ -50,8 +44,7 @@ class CondensationModule(Condenser):
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
         lr_network: learning rate of that training.
         batch_synthetic: its batch size.
-        batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step. Four
-            times ``real_chunk_size`` pass together for them, as nothing is kept for a derivative.
+        batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
         **kwargs: see `Condenser`; ``lr_images`` is 0.1 where None, and 0.01 for the MLP, as in the paper.
 
     Raises:
@@ -69,13 +62,8 @@ class CondensationModule(Condenser):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_at_least(
-            outer_steps=(outer_steps, 1),
-            inner_epochs=(inner_epochs, 0),
-            lr_network=(lr_network, 0),
-            batch_synthetic=(batch_synthetic, 1),
-            batch_norm_images=(batch_norm_images, 1),
-        )
+        require_at_least(outer_steps=(outer_steps, 1), inner_epochs=(inner_epochs, 0), lr_network=(lr_network, 0))
+        require_at_least(batch_synthetic=(batch_synthetic, 1), batch_norm_images=(batch_norm_images, 1))
         self.distance = make("distance", DISTANCES, as_spec(distance))
         default_steps, default_epochs = default_loops(self.ipc)
         self.outer_steps = default_steps if outer_steps is None else outer_steps

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -60,7 +61,6 @@ class IDC(Condenser):
     """
 
     space = "pixels"
-    update_by_class = True
 
     def __init__(
         self,
@@ -102,7 +102,11 @@ class IDC(Condenser):
         self.outer_steps, self.batch_synthetic = outer_steps, batch_synthetic
         self.network_images, self.batch_network = network_images, batch_network
         self.network_augmentation_spec, self.network_augmentation, self.cutmix = network_augmentation, None, cutmix
-        self.sgd = {"lr": lr_network, "momentum": momentum_network, "weight_decay": weight_decay_network}
+        self.sgd: dict[str, Any] = {
+            "lr": lr_network,
+            "momentum": momentum_network,
+            "weight_decay": weight_decay_network,
+        }
         self._network_optimizer: torch.optim.Optimizer | None = None
         self._resumed_optimizer: dict[str, Any] | None = None
 
@@ -162,6 +166,23 @@ class IDC(Condenser):
             return images
         order = torch.randperm(len(images), generator=self.generator("synthetic", step, label))
         return images[order[: self.batch_synthetic].to(images.device, non_blocking=True)]
+
+    def images_of(self, label: int) -> Tensor:
+        """Stored images of a class as its turn finds them: moved by the momentum at the turns of those before it."""
+        stored, optimizer = super().images_of(label), self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        momentum = optimizer.state[self.images].get("momentum_buffer")
+        if momentum is None:
+            return stored
+        moved = sum(self.momentum_images**turn for turn in range(1, label + 1))
+        return stored - optimizer.param_groups[0]["lr"] * moved * momentum[self.rows_of(label)]
+
+    def update_images(self, optimizer: LightningOptimizer, derivative: Tensor) -> None:
+        """A step a class, of all images each time: those of the other classes move by momentum."""
+        for label in range(self.data.num_classes):
+            grad = torch.zeros_like(derivative)
+            grad[self.rows_of(label)] = derivative[self.rows_of(label)]
+            super().update_images(optimizer, grad)
 
     def prepare_network(self, network: nn.Module, step: int) -> None:
         """Clamps the images and makes the network's optimizer, when an outer iteration starts or is resumed."""

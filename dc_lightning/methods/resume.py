@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.files import read_tensors
 
@@ -37,9 +36,10 @@ def require_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def data_identity(data: CondensationDataModule) -> dict[str, Any]:
-    """What a resume compares of the data."""
-    return {
+def identity_of(condenser: "Condenser") -> dict[str, Any]:
+    """What a checkpoint says of the run it is of, besides the settings of the method."""
+    data = condenser.data
+    about_data = {
         "dataset": data.dataset_name,
         "batch_real": data.batch_real,
         "mean": list(data.mean),
@@ -48,14 +48,18 @@ def data_identity(data: CondensationDataModule) -> dict[str, Any]:
         "image_shape": [data.channels, *data.image_size],
         "images": sum(data.real.counts()) if data.real is not None else 0,
     }
+    return {"format": FORMAT, "method": condenser.name, "data": about_data}
 
 
-def require_same(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def require_same(checkpoint: Mapping[str, Any], condenser: "Condenser") -> None:
     """Makes sure that a run is resumed with the settings that its checkpoint was made with.
 
     Raises:
         InputError: if not; names what differs.
     """
+    identity = identity_of(condenser)
+    made_with = {**checkpoint["hyper_parameters"], **checkpoint["data"], "name": checkpoint["method"]}
+    now = {**condenser.hparams, **identity["data"], "name": identity["method"]}
     differing = [
         f"{key} was {made_with.get(key)} and is {now.get(key)}"
         for key in dict.fromkeys([*now, *made_with])
@@ -68,8 +72,9 @@ def require_same(made_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def source_of(condenser: "Condenser", data: CondensationDataModule) -> dict[str, Any]:
+def source_of(condenser: "Condenser") -> dict[str, Any]:
     """What images came from: name and class of the method, all its settings, data."""
+    data = condenser.data
     own, given = type(condenser), condenser.hparams
     settings = {key: getattr(condenser, key, None) if value is None else value for key, value in given.items()}
     own_statistics = {"mean": list(data.mean), "std": list(data.std)} if data.own_statistics else {}

@@ -121,3 +121,13 @@ def pack(images: Tensor, factor: int) -> Tensor:
         for row, height in zip(cells, heights, strict=True)
     ]
     return torch.cat(rows, dim=2)
+
+
+def pack_classes(images: Tensor, count: int, factor: int) -> Tensor:
+    """`pack` for every ``count`` images, which are those of a class.
+
+    Raises:
+        InputError: if the factor is below 1 or above a side.
+    """
+    check_factor(factor, (images.shape[2], images.shape[3]))
+    return torch.cat([pack(of_class, factor) for of_class in images.split(count)])

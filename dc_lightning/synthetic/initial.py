@@ -62,8 +62,8 @@ def require_enough(init: str, count: int, found: list[int], real: "RealImages", 
     few = [f"{label} ({real.class_names[label]}: {number})" for label, number in enumerate(found) if number < count]
     if few:
         raise InputError(
-            f"init='{init}' needs at least {count}{kind} training images of every class (ipc, times factor^2), but "
-            f"there are fewer of class {', '.join(few)}; take init='noise' or a smaller ipc."
+            f"init='{init}' needs at least {count}{kind} training images of every class (ipc * factor^2), but there "
+            f"are fewer of class {', '.join(few)}; take init='noise', or a smaller ipc or factor."
         )
 
 
