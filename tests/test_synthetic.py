@@ -185,9 +185,15 @@ def test_grid_has_one_row_a_class(synthetic, tmp_path):
     assert grid.shape == (3, 3 * (4 + 2) + 2, 2 * (5 + 2) + 2)
     torch.testing.assert_close(grid[:, 2:6, 2:7], synthetic.unit_range_images()[0])
     torch.testing.assert_close(grid[:, 8:12, 9:14], synthetic.unit_range_images()[3])
-    across = synthetic.grid(classes_across=True)
-    assert across.shape == (3, 2 * (4 + 2) + 2, 3 * (5 + 2) + 2)
-    torch.testing.assert_close(across[:, 8:12, 2:7], synthetic.unit_range_images()[1])
+    packed = replace(synthetic, factor=2)
+    assert torch.equal(packed.grid(), grid)
+    decoded = packed.grid(decoded=True)
+    assert decoded.shape == (3, 3 * (4 + 2) + 2, 8 * (5 + 2) + 2)
+    images, labels = packed.decoded()
+    first_of_class_1 = (images[labels == 1][0] * torch.tensor(synthetic.std).view(3, 1, 1)) + torch.tensor(
+        synthetic.mean
+    ).view(3, 1, 1)
+    torch.testing.assert_close(decoded[:, 8:12, 2:7], first_of_class_1.clamp(0, 1))
     synthetic.save_grid(tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 

@@ -14,7 +14,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset, TensorDataset
 from torchvision.transforms import v2
 
 from dc_lightning.data.real import ONE_SHAPE, Images, ImagesInMemory, ImagesOnDisk, RealImages
@@ -50,6 +50,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         mean: of each channel in [0, 1]; of the paper where None, or else measured on the training images.
         std: likewise.
         in_memory: hold all images in memory, on the device; False reads them from the dataset when needed.
+        validation: share of the training images of each class, always the same, that takes the place of the test set,
+            so that settings can be chosen without it; neither matching nor clusters nor statistics see them.
 
     Attributes:
         augmentation: operations that DC's recipe applies to the synthetic images of this dataset, none for most.
@@ -70,8 +72,11 @@ class CondensationDataModule(LightningDataModule, ABC):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         in_memory: bool = True,
+        validation: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= validation < 1:
+            raise InputError(f"data.validation is a share of the training images, from 0 to below 1, got {validation}.")
         require_at_least("data.", batch_real=(batch_real, 1), test_batch_size=(test_batch_size, 1))
         if (mean is None) != (std is None):
             raise InputError("data.mean and data.std go together: give both, or neither to have them measured.")
@@ -83,7 +88,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.test_batch_size = test_batch_size
         self.given_mean, self.given_std = mean or self.default_mean, std or self.default_std
         self.own_statistics = mean is not None
-        self.in_memory = in_memory
+        self.in_memory, self.validation = in_memory, validation
         self.real: RealImages | None = None
 
     @abstractmethod
@@ -94,6 +99,11 @@ class CondensationDataModule(LightningDataModule, ABC):
     def dataset_name(self) -> str:
         """Name of the dataset, in results and titles."""
         return type(self).__name__
+
+    @property
+    def title(self) -> str:
+        """Name in results and titles: of the dataset, and of what takes the place of its test set."""
+        return f"{self.dataset_name} validation {self.validation}" if self.validation else self.dataset_name
 
     @property
     def grey(self) -> Tensor:
@@ -119,6 +129,11 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self._check_labels(train_labels, test_labels)
+        if self.validation:
+            kept, held = hold_out(train_labels, self.validation)
+            test, test_labels = _rows(train, held), train_labels[held]
+            train, train_labels = _rows(train, kept), train_labels[kept]
+            self._check_labels(train_labels, test_labels)
         first = train[:1] if isinstance(train, Tensor) else to_tensor(train[0][0])[None]
         self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
         shape = (self.channels, *self.image_size)
@@ -211,6 +226,28 @@ class CondensationDataModule(LightningDataModule, ABC):
             self.move(device)
         assert self.real is not None
         return self.real
+
+
+def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Rows of two parts of a dataset, in order; the second has the share of each class, rounded, at least one.
+
+    Raises:
+        InputError: if a class has a single image.
+    """
+    held = []
+    for label in labels.unique().tolist():
+        rows = torch.nonzero(labels == label).flatten()
+        if len(rows) < 2:
+            raise InputError(f"data.validation needs two training images of every class, but class {label} has one.")
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        held.append(rows[torch.randperm(len(rows), generator=derive_generator(0, "validation", label))[:count]])
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[torch.cat(held)] = True
+    return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
+
+
+def _rows(images: Tensor | Dataset, rows: Tensor) -> Tensor | Dataset:
+    return images[rows] if isinstance(images, Tensor) else Subset(images, rows.tolist())
 
 
 def to_tensor(image: Any) -> Tensor:

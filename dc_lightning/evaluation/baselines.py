@@ -34,14 +34,14 @@ def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSe
     """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
     draws = [_real(data).draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
     labels = torch.cat([torch.full((len(draw),), label) for label, draw in enumerate(draws)])
-    source = {"method": "random", "dataset": data.dataset_name, "ipc": ipc, "seed": seed}
+    source = {"method": "random", "dataset": data.title, "ipc": ipc, "seed": seed}
     return SyntheticSet(torch.cat(draws).cpu(), labels, data.mean, data.std, data.class_names, source)
 
 
 def whole_set(data: CondensationDataModule) -> SyntheticSet:
     """All training images in the order of the dataset: what a synthetic set is to come close to."""
     real = _real(data)
-    source = {"method": "whole set", "dataset": data.dataset_name}
+    source = {"method": "whole set", "dataset": data.title}
     images = real.take(torch.arange(len(real.labels)))
     return SyntheticSet(images, real.labels, data.mean, data.std, data.class_names, source)
 
@@ -115,7 +115,7 @@ class WholeSet:
             hashlib.blake2b(some.numpy().tobytes() + real.labels.numpy().tobytes()).hexdigest(),
         ]
         digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
-        return self.folder / f"{data.dataset_name}_{part_name(job.network)}_{self.epochs}_epochs_{digest}.pt"
+        return self.folder / f"{data.title}_{part_name(job.network)}_{self.epochs}_epochs_{digest}.pt"
 
     def score(self, networks: list[Spec], count: int) -> list[Score]:
         """The upper bound: accuracies of networks of each architecture on the whole set."""
@@ -151,7 +151,7 @@ class WholeSet:
         rows = [self._rows(method, label, ipc, trained, model) for label in range(data.num_classes)]
         source = {
             "method": method,
-            "dataset": data.dataset_name,
+            "dataset": data.title,
             "ipc": ipc,
             "features": part_name(network),
             "seed": evaluator.seed,

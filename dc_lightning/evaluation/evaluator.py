@@ -208,7 +208,7 @@ class Evaluator:
     def _identity(self, chosen: SyntheticSet, job: Job) -> str:
         """A digest of everything that affects the accuracy of a network but the machine."""
         data = self.data
-        settings = [job.network, data.dataset_name, job.recipe.augmentation_names(job.network, data)]
+        settings = [job.network, data.title, job.recipe.augmentation_names(job.network, data)]
         text = json.dumps([*settings, asdict(job.recipe), job.seed, *data.mean, *data.std], default=str)
         tensors = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in chosen.decoded())
         return hashlib.blake2b(text.encode() + tensors, digest_size=16).hexdigest()
@@ -232,7 +232,7 @@ def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
         differing = [f"names of the classes ({foreign})"]
     if differing:
         raise InputError(
-            f"The synthetic set does not fit the data {data.dataset_name}: {', '.join(differing)}; take the data it "
+            f"The synthetic set does not fit the data {data.title}: {', '.join(differing)}; take the data it "
             "was made for."
         )
 

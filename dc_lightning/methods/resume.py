@@ -40,7 +40,7 @@ def identity_of(condenser: "Condenser") -> dict[str, Any]:
     """What a checkpoint says of the run it is of, besides the settings of the method."""
     data = condenser.data
     about_data = {
-        "dataset": data.dataset_name,
+        "dataset": data.title,
         "batch_real": data.batch_real,
         "mean": list(data.mean),
         "std": list(data.std),
@@ -82,7 +82,7 @@ def source_of(condenser: "Condenser") -> dict[str, Any]:
         **{key: value for key, value in settings.items() if not key.startswith("_")},
         "method": condenser.name,
         "class": f"{own.__module__}.{own.__qualname__}",
-        "dataset": data.dataset_name,
+        "dataset": data.title,
         "batch_real": data.batch_real,
         **own_statistics,
         "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for

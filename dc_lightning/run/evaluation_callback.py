@@ -37,9 +37,9 @@ class EvaluationCallback(Callback):
     """Trains fresh networks on the synthetic set, tests them and writes the results.
 
     It evaluates before the first iteration and after every `every_n`, if that is not 0, and always at the end. Each
-    time the set that is evaluated is written first: ``synthetic.pt`` and ``synthetic.png``, and the grid of every
-    evaluation under ``images/``; at the end ``results.json`` and a table. An evaluation that is stopped continues where
-    it was.
+    time the set that is evaluated is written first: ``synthetic.pt``, ``synthetic.png`` (where an image holds several,
+    ``synthetic_decoded.png`` as well), and the grid of every evaluation under ``images/``; at the end ``results.json``
+    and a table. An evaluation that is stopped continues where it was.
 
     Args:
         networks: test networks, a list or a pool's name; see `dc_lightning.evaluation.pools.pool`.
@@ -177,7 +177,7 @@ class EvaluationCallback(Callback):
         networks = pool(self.networks, module.network_spec)
         columns = [Column.of(synthetic, scores), *self._baselines(trainer, module.data, networks, module.ipc)]
         self.configuration = self.configuration or {"model": dict(module.hparams)}
-        found = {"kind": "condensation", "dataset": module.data.dataset_name, "ipc": module.ipc}
+        found = {"kind": "condensation", "dataset": module.data.title, "ipc": module.ipc}
         self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
         if not trainer.is_global_zero:
             return
@@ -255,10 +255,10 @@ class EvaluationCallback(Callback):
         networks = pool(self.networks, condensed_with)
         scores = self._score(trainer, data, sets, networks, "evaluation")
         columns = [Column.of(sets[0], scores), *self._baselines(trainer, data, networks, sets[0].ipc)]
-        found = {"kind": "evaluation", "dataset": data.dataset_name, "ipc": sets[0].ipc}
+        found = {"kind": "evaluation", "dataset": data.title, "ipc": sets[0].ipc}
         self._publish(trainer, columns, {**found, "sources": [synthetic.source for synthetic in sets]})
         if trainer.is_global_zero:
-            print_table(columns, f"{data.dataset_name}, {sets[0].ipc} per class, {path}")
+            print_table(columns, f"{data.title}, {sets[0].ipc} per class, {path}")
             say(f"results        {self.folder / 'results.json'}")
 
     def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
@@ -312,6 +312,8 @@ class EvaluationCallback(Callback):
         if trainer.is_global_zero:
             synthetic.save(self.folder / "synthetic.pt")
             synthetic.save_grid(self.folder / "synthetic.png")
+            if synthetic.images_in_one > 1:
+                synthetic.save_grid(self.folder / "synthetic_decoded.png", decoded=True)
             synthetic.save_grid(self.folder / "images" / f"iteration_{iteration:06d}.png")
         networks = pool(self.networks, module.network_spec)
         scores = self._score(trainer, module.data, [synthetic], networks, f"evaluation after {iteration} iterations")
@@ -350,7 +352,7 @@ class EvaluationCallback(Callback):
                     bounds = [self._whole_set(trainer, data, recipe) for recipe in self.recipes]
                     scores = [score for bound in bounds for score in bound.score(networks, self.whole_set_networks)]
                 assert data.real is not None
-                columns.append(Column(name, scores, len(data.real.labels)))
+                columns.append(Column(name, scores, len(data.real.labels), len(data.real.labels)))
             else:
                 chosen = self.select(trainer, data, name, ipc)
                 columns.append(Column.of(chosen, self._score(trainer, data, [chosen], networks, name)))

@@ -33,22 +33,25 @@ class Column:
         name: such as DC, random, whole set.
         scores: one an architecture.
         training_images: how many images each network was trained on.
+        stored_images: how many were stored for that, the budget.
     """
 
     name: str
     scores: list[Score]
     training_images: int
+    stored_images: int
 
     @classmethod
     def of(cls, synthetic: SyntheticSet, scores: list[Score]) -> "Column":
         """The column of a set, by the name of the method that made it."""
-        return cls(synthetic.method, scores, len(synthetic))
+        return cls(synthetic.method, scores, len(synthetic), len(synthetic.images))
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
         return {
             "name": self.name,
             "training_images": self.training_images,
+            "stored_images": self.stored_images,
             "scores": [score.to_dict() for score in self.scores],
         }
 
@@ -67,8 +70,10 @@ def print_table(columns: Sequence[Column], title: str, console: Console | None =
     table = Table(title=title, caption="test accuracy in %, mean ± population std over n networks")
     table.add_column("test network")
     for column in columns:
-        images = "image" if column.training_images == 1 else "images"
-        table.add_column(f"{column.name}\n{column.training_images} {images}", justify="right")
+        images = f"{column.training_images} {'image' if column.training_images == 1 else 'images'}"
+        if column.stored_images != column.training_images:
+            images += f" in {column.stored_images}"
+        table.add_column(f"{column.name}\n{images}", justify="right")
     several = len({score.recipe for column in columns for score in column.scores}) > 1
     found = [{_row(score, several): score for score in column.scores} for column in columns]
     for name in dict.fromkeys(name for scores in found for name in scores):

@@ -119,24 +119,25 @@ class SyntheticSet(Dataset):
             images = (pixels - self._channels(mean)) / self._channels(std)
         return replace(self, images=images, mean=tuple(mean), std=tuple(std))
 
-    def grid(self, classes_across: bool = False) -> Tensor:
-        """The stored images, one row a class (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``.
+    def grid(self, decoded: bool = False) -> Tensor:
+        """The images, one row a class (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``.
 
         Args:
-            classes_across: one column a class instead.
+            decoded: those that a network trains on, instead of the stored ones.
         """
-        images, width = self.unit_range_images(), self.ipc
+        images, labels = self.unit_range_images(), self.hard_labels
+        if decoded:
+            images, labels = self._to_unit_range(self.decoded()[0]), labels.repeat(self.images_in_one)
+        width = int(torch.bincount(labels).max())
         rows = []
         for label in range(self.num_classes):
-            row = images[self.hard_labels == label]
+            row = images[labels == label]
             rows.append(torch.cat([row, row.new_ones(width - len(row), *row.shape[1:])]))
-        if classes_across:
-            return make_grid(torch.stack(rows, dim=1).flatten(0, 1), nrow=len(rows), padding=2, pad_value=1.0)
         return make_grid(torch.cat(rows), nrow=width, padding=2, pad_value=1.0)
 
-    def save_grid(self, path: str | Path, classes_across: bool = False) -> None:
+    def save_grid(self, path: str | Path, decoded: bool = False) -> None:
         """Writes `grid` as a PNG file, enlarged without smoothing so that its smaller side has 300 pixels or more."""
-        grid = self.grid(classes_across)
+        grid = self.grid(decoded)
         factor = max(1, -(-300 // min(grid.shape[1:])))
         enlarged = grid.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
         buffer = io.BytesIO()

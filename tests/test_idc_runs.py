@@ -1,0 +1,347 @@
+"""IDC and DREAM as runs: resume to the same bits, several processes, files, what is drawn, bad input."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TinyData
+from scipy.ndimage import affine_transform
+from test_resume import RUN, assert_same, outcome, run
+
+from dc_lightning import DREAM, IDC, InputError, load_synthetic
+from dc_lightning.augmentation import DiffAugment
+from dc_lightning.augmentation.cutmix import CutMix
+from dc_lightning.cli import main
+from dc_lightning.data.datamodule import hold_out
+
+SMALL = '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}'
+NETWORK = {"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}
+TINY = (
+    "--data conftest.TinyData --data.batch_real 5 --model.ipc 2 --model.outer_steps 5 --model.network_images 30 "
+    "--model.batch_network 8 --model.lr_images 0.003 --trainer.max_epochs 3 --trainer.accelerator cpu "
+    "--evaluation.num_networks 1 --evaluation.every_n 2 --evaluation.recipe.epochs_augmented 3 "
+    "--checkpoint.every_n 2 --checkpoint.last_every_seconds 0 --model.network"
+).split()
+ARGS = {
+    "IDC": ["fit", "--config", "configs/evaluation/idc.yaml", "--model", "dc_lightning.IDC", *TINY, SMALL],
+    "DREAM": [
+        *["fit", "--config", "configs/evaluation/idc.yaml", "--model", "dc_lightning.DREAM", *TINY, SMALL],
+        *["--model.interval", "3"],
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=list(ARGS))
+def whole(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    assert run(ARGS[request.param], folder) == 0
+    return ARGS[request.param], folder
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_resume_after_a_kill_gives_the_same_bits(count, whole, tmp_path):
+    """Within an outer iteration: network, its momentum, the place in the passes over the real images, the choice."""
+    args, folder = whole
+    assert run(args, tmp_path, "after a checkpoint write", count) == -signal.SIGKILL
+    checkpoint = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["network_optimizer"]["state"]
+    assert run([*args, "--ckpt_path", "last"], tmp_path) == 0
+    assert_same(outcome(tmp_path), outcome(folder))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", ["2", "4"])
+def test_several_processes_give_the_same(size, whole, tmp_path):
+    args, folder = whole
+    assert run([*args, "--trainer.strategy", "ddp_fork", "--trainer.devices", size], tmp_path) == 0
+    found, expected = (load_synthetic(place / RUN / "synthetic.pt")[0] for place in (tmp_path, folder))
+    torch.testing.assert_close(found.images, expected.images, atol=1e-5, rtol=0)
+
+
+def test_files_say_what_is_stored_and_what_is_used(whole):
+    _, folder = whole
+    (synthetic,) = load_synthetic(folder / RUN / "synthetic.pt")
+    assert (synthetic.space, synthetic.factor, len(synthetic.images), len(synthetic)) == ("pixels", 2, 6, 24)
+    results = json.loads((folder / RUN / "results.json").read_text())
+    ours, random = results["columns"]
+    assert (ours["stored_images"], ours["training_images"]) == (6, 24)
+    assert (random["stored_images"], random["training_images"]) == (6, 6)
+    assert ours["scores"][0]["recipe"] == "IDC"
+    assert ours["scores"][0]["augmentation"] == ["diffaugment(color_crop_flip_scale_rotate)", "cutmix(0.5)"]
+    assert results["source"]["distance"] == "l1"
+    assert results["source"]["network_images"] == 30
+    assert (folder / RUN / "synthetic_decoded.png").is_file()
+
+
+def test_a_set_in_one_images_becomes_an_exported_folder_and_back(whole, tmp_path):
+    _, folder = whole
+    (synthetic,) = load_synthetic(folder / RUN / "synthetic.pt")
+    synthetic.export(tmp_path / "folder")
+    (again,) = load_synthetic(tmp_path / "folder")
+    images, labels = again.decoded()
+    expected, expected_labels = synthetic.decoded()
+    assert labels.tolist() == expected_labels.tolist()
+    outside = float((synthetic.images - synthetic.images.clamp(0, 1)).abs().max())  # which 8 bits cannot hold
+    assert float((images - expected).abs().max()) <= (0.51 / 255 + outside) / min(synthetic.std)
+
+
+def condense(tmp_path, method, epochs=1, data=None):
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(method, datamodule=data or TinyData())
+    return method
+
+
+def test_the_distance_follows_the_channels(tmp_path):
+    grey = condense(tmp_path, IDC(network=NETWORK, outer_steps=1))
+    color = condense(tmp_path, IDC(network=NETWORK, outer_steps=1), data=TinyData(channels=3))
+    assert (grey.distance, color.distance) == ("l1", "mse")
+    assert grey.lr_images == pytest.approx(1e-4 / 10 * (6 / 32) ** 2)
+    assert color.lr_images == pytest.approx(5e-3 / 10 * (6 / 32) ** 2)
+
+
+def test_real_images_come_in_passes_over_the_class(tmp_path):
+    """12 images of a class in batches of 5: two a pass, what is left is dropped, the next pass is shuffled anew."""
+    drawn, networks = [], []
+
+    class Noted(IDC):
+        def real_batch(self, label, step):
+            found = super().real_batch(label, step)
+            if label == 1:
+                drawn.append(found)
+            return found
+
+        def network_batch(self, step, number):
+            found = super().network_batch(step, number)
+            networks.append(found)
+            return found
+
+    method = Noted(network=NETWORK, outer_steps=3, network_images=20, batch_network=8)
+    condense(tmp_path, method, 2, TinyData(batch_real=5))
+    keys = [[tuple(image.flatten().tolist()) for image in batch] for batch in drawn]
+    assert [len(batch) for batch in keys] == [5] * 6
+    for first, second in zip(keys[::2], keys[1::2], strict=True):
+        assert len({*first, *second}) == 10
+    assert len({tuple(batch) for batch in keys}) == 6
+    sizes = [len(labels) for _, labels in networks]
+    assert sizes == [8, 8, 8, 8, 4, 8, 8, 8, 8, 4, 8, 8]  # 36 images a pass, three batches a round, four rounds
+    first_pass = torch.cat([images for images, _ in networks[:5]])
+    assert len(first_pass.flatten(1).unique(dim=0)) == 36
+
+
+def test_more_training_images_than_fit_are_chosen_at_random(tmp_path):
+    seen = []
+
+    class Noted(IDC):
+        def loss(self, network, real, synthetic, label):
+            seen.append(synthetic.detach().clone())
+            return super().loss(network, real, synthetic, label)
+
+    condense(tmp_path, Noted(network=NETWORK, outer_steps=2, ipc=2, batch_synthetic=5, augmentation=None))
+    assert {len(images) for images in seen} == {5}
+    assert not torch.equal(seen[0], seen[3])
+    bounded = condense(tmp_path, IDC(network=NETWORK, outer_steps=1, ipc=2, batch_synthetic=6, formation="bound"))
+    assert bounded.synthetic_batch(bounded.images_of(0), 0, 0).shape[0] == 5  # four of the first, one of the second
+    assert bounded.synthetic_set(1).formation == "single"
+    multi = condense(tmp_path, IDC(network=NETWORK, outer_steps=1, ipc=2, formation="multi"))
+    assert len(multi.synthetic_set(1)) == 3 * 2 * (1 + 4)
+
+
+def test_images_are_clamped_when_an_outer_iteration_starts(tmp_path):
+    seen = []
+
+    class Noted(IDC):
+        def real_batch(self, label, step):
+            if step == 0 and label == 0:
+                seen.append(self.images.detach().clone())
+            return super().real_batch(label, step)
+
+    method = condense(tmp_path, Noted(network=NETWORK, outer_steps=2, lr_images=1.0), 3)
+    assert all(float(images.min()) >= 0 and float(images.max()) <= 1 for images in seen)
+    found = method.images.detach()
+    assert float(found.max()) > 1 or float(found.min()) < 0
+
+
+def test_dream_chooses_representatives_every_interval(tmp_path):
+    chosen = []
+
+    class Noted(DREAM):
+        def real_batch(self, label, step):
+            found = super().real_batch(label, step)
+            if label == 2:
+                chosen.append((found, self.real.rows[label]))
+            return found
+
+    method = Noted(network=NETWORK, outer_steps=4, interval=2, network_images=30)
+    condense(tmp_path, method, 1, TinyData(batch_real=5))
+    images = [tuple(batch.flatten().tolist()) for batch, _ in chosen]
+    assert images[0] == images[1] != images[2] == images[3]
+    real = method.real.take(method.real.rows[2])
+    assert all(any(torch.equal(image, other) for other in real) for image in chosen[0][0])
+
+
+def test_a_class_smaller_than_its_clusters_gives_all_it_has(tmp_path):
+    sizes = []
+
+    class Noted(DREAM):
+        def loss(self, network, real, synthetic, label):
+            sizes.append(len(real))
+            return super().loss(network, real, synthetic, label)
+
+    condense(tmp_path, Noted(network=NETWORK, outer_steps=1, init="real"), 1, TinyData(batch_real=64))
+    assert sizes == [12, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"factor": 0}, "factor must be at least 1"),
+        ({"factor": 7}, r"factor must be in 1\.\.6 for images of 6x6, got 7"),
+        ({"factor": 3, "ipc": 2}, r"at least 18 training images of every class .* 0 \(class 0: 12\)"),
+        ({"formation": "double"}, "formation must be one of single, multi, bound, got 'double'"),
+        ({"cutmix": 1.5}, "model.cutmix is the probability"),
+        ({"network": "MLP"}, "IDC compares the gradients of convolutions, and the network MLP has none"),
+        ({"network": {**NETWORK, "init_args": {**NETWORK["init_args"], "normalization": "batch"}}}, "BatchNorm cannot"),
+        ({"distance": "cos"}, "no rate of the authors' for the distance cos; give lr_images"),
+        ({"distance": "l3"}, "Unknown distance 'l3'"),
+        ({"outer_steps": 0}, "outer_steps must be at least 1"),
+        ({"batch_network": 0}, "batch_network must be at least 1"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(arguments, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        condense(tmp_path, IDC(**{"network": NETWORK, "outer_steps": 1, **arguments}))
+
+
+def test_a_resume_with_another_factor_is_refused(whole, tmp_path, monkeypatch, capsys):
+    args, folder = whole
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    last = str(folder / RUN / "checkpoints/last.ckpt")
+    assert main([*args, "--model.factor", "1", "--trainer.max_epochs", "4", "--ckpt_path", last]) == 2
+    assert "factor was 2 and is 1" in " ".join(capsys.readouterr().err.split())
+
+
+# What is drawn, against an independent version, image by image
+
+
+def independent(image, strategy, generator):
+    """One image, ``(C, H, W)``, by NumPy and SciPy (protocol of the authors' code)."""
+    height, width = image.shape[1:]
+    image = image.copy()
+    names = strategy.split("_")
+    if "flip" in names and generator.random() < 0.5:
+        image = image[:, :, ::-1].copy()
+    if "color" in names:
+        image = image + generator.random() - 0.5
+        mean = image.mean(0, keepdims=True)
+        image = (image - mean) * 2 * generator.random() + mean
+        mean = image.mean()
+        image = (image - mean) * (0.5 + generator.random()) + mean
+    choices = [name for name in ("crop", "scale", "rotate") if name in names]
+    choice = choices[generator.integers(len(choices))] if choices else ""
+    if choice == "crop":
+        most = int(height / 8 + 0.5)
+        down, right = generator.integers(-most, most + 1, 2)
+        padded = np.pad(image, ((0, 0), (most, most), (most, most)))
+        image = padded[:, most + down : most + down + height, most + right : most + right + width]
+    if choice in ("scale", "rotate"):
+        if choice == "scale":
+            x, y = 1 / 1.2 + (1.2 - 1 / 1.2) * generator.random(2)
+            matrix = np.diag([y, x])
+        else:
+            angle = np.deg2rad(30 * generator.random() - 15)
+            matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        centre = (np.array([height, width]) - 1) / 2
+        wide = np.pad(image, ((0, 0), (1, 1), (1, 1)))  # a point half outside is blended with zero
+        offset = centre - matrix @ centre + 1
+        image = np.stack(
+            [affine_transform(part, matrix, offset, order=1, output_shape=(height, width)) for part in wide]
+        )
+    if "cutout" in names:
+        half = int(height / 2 + 0.5) // 2
+        row, column = generator.integers(0, height + 1, 2)
+        image[:, max(row - half, 0) : max(row + half, 0), max(column - half, 0) : max(column + half, 0)] = 0
+    return image
+
+
+@pytest.mark.parametrize("strategy", ["color_crop_cutout", "color_crop_flip_scale_rotate", "crop_scale_rotate"])
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 8, 8)], ids=str)
+def test_augmentation_has_the_distribution_of_an_independent_version(strategy, shape):
+    """Mean and mean square of every pixel over 6,000 draws; images that all are drawn apart."""
+    image = np.random.default_rng(0).normal(size=shape)
+    augment, count = DiffAugment(strategy), 6000
+    one = torch.tensor(image)[None]
+    ours = torch.cat([augment.batch(one, seed) for seed in range(count)]).numpy()
+    generator = np.random.default_rng(1)
+    theirs = np.stack([independent(image, strategy, generator) for _ in range(count)])
+    for power in (1, 2):
+        a, b = ours**power, theirs**power
+        deviation = np.sqrt((a.var(0) + b.var(0)) / count) + 1e-9
+        assert np.abs((a.mean(0) - b.mean(0)) / deviation).max() < 5
+
+
+def test_augmentation_of_a_pair_is_one_draw_and_of_a_batch_one_an_image():
+    image = torch.rand(1, 1, 8, 8)
+    real, synthetic = DiffAugment("color_crop_cutout").pair(image.repeat(3, 1, 1, 1), image.repeat(2, 1, 1, 1), 5)
+    assert len(torch.cat([real, synthetic]).flatten(1).unique(dim=0)) == 1
+    batch = DiffAugment("color_crop").batch(image.repeat(6, 1, 1, 1), 5)
+    assert len(batch.flatten(1).unique(dim=0)) == 6
+
+
+def test_a_strategy_of_the_data_loses_its_cutout():
+    assert str(DiffAugment().of_data("color_crop_cutout_flip")) == "diffaugment(color_crop_flip)"
+    assert str(DiffAugment("cutout").of_data("color")) == "diffaugment(cutout)"
+
+
+def test_cutmix_mixes_half_of_the_batches_and_labels_by_area():
+    images, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 16, 16), torch.arange(4)
+    mixed, areas = 0, []
+    for seed in range(2000):
+        found, shares = CutMix(0.5, 5)(images, labels, torch.Generator().manual_seed(seed))
+        if shares.dim() == 1:
+            assert torch.equal(found, images)
+            continue
+        mixed += 1
+        assert shares.shape == (4, 5)
+        for number in range(4):  # the share of a label is that of its pixels
+            for label in range(4):
+                share = float((found[number] == label).double().mean())
+                assert float(shares[number, label]) == pytest.approx(share, abs=1e-6)
+        areas.append(1 - float((found[0] == 0).double().mean()))
+    assert abs(mixed - 1000) < 5 * np.sqrt(500)
+    assert 0.15 < np.mean(areas) < 0.4  # a uniform area, cut at the border; one in four permutations keeps image 0
+    assert torch.equal(CutMix(0.0, 5)(images, labels, torch.Generator())[1], labels)
+
+
+def test_a_part_that_is_held_out_is_a_share_of_every_class_and_seen_by_nothing_else():
+    labels = torch.arange(5).repeat_interleave(torch.tensor([20, 11, 2, 40, 3]))
+    kept, held = hold_out(labels, 0.1)
+    assert torch.bincount(labels[held]).tolist() == [2, 1, 1, 4, 1]
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(76))
+    assert all(torch.equal(*pair) for pair in zip(hold_out(labels, 0.1), (kept, held), strict=True))
+    with pytest.raises(InputError, match="two training images of every class, but class 1 has one"):
+        hold_out(torch.tensor([0, 0, 1]), 0.5)
+    whole, part = TinyData(), TinyData(validation=0.25)
+    whole.setup()
+    part.setup()
+    assert part.title == "TinyData validation 0.25"
+    assert part.real.counts() == [9, 9, 9]
+    assert len(part.test_labels) == 9
+    kept, held = hold_out(whole.real.labels, 0.25)
+    assert torch.equal(part.real.labels, whole.real.labels[kept])
+    held_images = torch.cat([part.denormalize(images) for images, _ in part.test_dataloader()])
+    torch.testing.assert_close(held_images, whole.denormalize(whole.real.take(held)))
+    with pytest.raises(InputError, match=r"from 0 to below 1, got 1\.0"):
+        TinyData(validation=1.0)
