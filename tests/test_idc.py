@@ -331,11 +331,12 @@ def test_augmentation_is_that_of_the_authors_code(entry):
 def test_settings_are_the_authors(entry):
     data = DATASETS[entry["dataset"]]()
     data.channels, data.image_size, data.num_classes = (1 if entry["size"] == 28 else 3), (entry["size"],) * 2, 10
-    method = IDC(factor=entry["factor"], ipc=entry["ipc"], distance=entry["metric"])
-    method.trainer = SimpleNamespace(datamodule=data)
+    method = IDC(factor=entry["factor"], ipc=entry["ipc"])
+    method.complete(data)
+    assert method.distance == entry["metric"]
     quirk = (32 / 28) ** 2 if entry["dataset"] == "mnist" else 1  # of the authors, said in the docstring
-    assert method.default_lr_images() * quirk == pytest.approx(entry["lr_img"])
-    assert data.network_images == entry["n_data"]
+    assert method.lr_images * quirk == pytest.approx(entry["lr_img"])
+    assert method.network_images == entry["n_data"]
     assert (method.name == "IDC") == (entry["factor"] == 2)
     recipe = load_recipe("idc")
     if entry["mixup"] == "cut":

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -14,14 +15,14 @@ from dc_lightning.evaluation import Recipe, load_recipe
 from dc_lightning.files import shipped
 from dc_lightning.parts import part_name
 
-METHODS = ("dc", "dsa", "dm")
+METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream")
 """Ours, each a YAML in configs/methods with the protocol of its paper."""
 
 _NOT_COMPARED = {
     "batch_classes",
     "class",
     "dataset",
-    "distance",
+    "image_shape",
     "ipc",
     "iteration",
     "max_epochs",
@@ -51,11 +52,14 @@ class Preset:
         """In tables: ``DC``, or ``DC, preset fashion_mnist_dc``."""
         return f"{self.method}, preset {self.name}" if self.name else self.method
 
-    def settings(self, network: Any, ipc: int) -> dict[str, Any]:
-        """All settings of the method, its data and its length, for a network and a number of images per class."""
+    def settings(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of the method, its data and its length, for the network, ipc and data of a synthetic set."""
         given = self.content.get("model", {}).get("init_args", {})
         name = str(self.content["model"]["class_path"]).rpartition(".")[2]
-        module = getattr(methods, name)(**{**given, "network": network, "ipc": ipc})
+        module = getattr(methods, name)(**{**given, "network": source["network"], "ipc": int(source["ipc"])})
+        channels, *size = source.get("image_shape", (1, 28, 28))
+        dataset = dataset_class(str(source["dataset"]))
+        module.complete(SimpleNamespace(channels=channels, image_size=size, network_images=dataset.network_images))
         found = {key: getattr(module, key, None) if value is None else value for key, value in module.hparams.items()}
         length = self.content.get("trainer", {}).get("max_epochs", 1000)
         batch_real = self.content.get("data", {}).get("init_args", {}).get("batch_real", 256)
@@ -69,7 +73,7 @@ class Preset:
         """
         if source.get("method") != self.method or not is_ours(source):
             return [f"{key} {_text(value)}" for key, value in made_with(source).items()]
-        made, expected = made_with(source), self.settings(source["network"], int(source["ipc"]))
+        made, expected = made_with(source), self.settings(source)
         if made.get("outer_steps", expected.get("outer_steps")) == 1:
             made.pop("inner_epochs", None)  # there is no step to train for
         planned = source.get("max_epochs")
@@ -89,6 +93,12 @@ class Preset:
         return same_ipc and dataset in ("", source.get("dataset")) and not self.departures(source)
 
 
+def dataset_class(name: str) -> Any:
+    """The data module of a dataset of ours; of another the base class, which has the defaults."""
+    found = getattr(data, name, None)
+    return found if inspect.isclass(found) else data.CondensationDataModule
+
+
 def _text(value: Any) -> str:
     return part_name(value) if isinstance(value, dict) else str(value)
 
@@ -99,9 +109,16 @@ def is_ours(source: Mapping[str, Any]) -> bool:
     return path == "CondensationModule" or path.startswith("dc_lightning.methods.")
 
 
+def compares_distances(source: Mapping[str, Any]) -> bool:
+    """Whether the distance of gradients is a dimension of a table (DC's T7), and not a setting like others."""
+    return str(source.get("class", "CondensationModule")).endswith("CondensationModule")
+
+
 def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that affects how a set was made but dataset, network, distance, images per class and seed."""
+    """Everything that affects how a set was made but dataset, network, images per class, seed, and DC's distance."""
     found = {key: value for key, value in source.items() if key not in _NOT_COMPARED}
+    if compares_distances(source):
+        found.pop("distance", None)
     return {"iterations": source["iteration"], **found} if "iteration" in source else found
 
 
@@ -109,12 +126,15 @@ def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
 def shipped_presets() -> list[Preset]:
     """The methods' own protocols, then all files in configs/presets."""
     files = {name: shipped(f"methods/{name}.yaml") for name in METHODS}
-    presets = [Preset("", name.upper(), yaml.safe_load(path.read_text())) for name, path in files.items()]
+    named = [("", path) for path in files.values()]
     for path in sorted((files["dc"].parent.parent / "presets").glob("*.yaml")):
+        named.append((re.sub(r"_ipc\d+$", "", path.stem), path))
+    presets = []
+    for name, path in named:
         content = yaml.safe_load(path.read_text())
         model = content["model"]
         made = getattr(methods, model["class_path"].rpartition(".")[2])(**model["init_args"])
-        presets.append(Preset(re.sub(r"_ipc\d+$", "", path.stem), made.name, content))
+        presets.append(Preset(name, made.name, content))
     return presets
 
 
@@ -150,8 +170,7 @@ def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epo
             for name in numbers
             if name in settings and settings[name] != getattr(recipe, name)
         ]
-    dataset = getattr(data, str(content["dataset"]), None)
-    shape: Any = dataset if inspect.isclass(dataset) else data.CondensationDataModule
+    shape = dataset_class(str(content["dataset"]))
     expected = epochs if epochs is not None else recipe.epochs_for(score["network"], shape)
     if score["augmentation"] != recipe.augmentation_names(score["network"], shape):
         found.append(f"augmentation {'+'.join(score['augmentation']) or 'none'}")

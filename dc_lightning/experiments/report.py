@@ -21,6 +21,7 @@ from dc_lightning.evaluation.pools import POOLS
 from dc_lightning.evaluation.selection import Selection
 from dc_lightning.experiments.paper import DATASETS, POOL_OF, SELECTIONS, TABLE_1, TABLE_2, TABLES, WHOLE_SET, Accuracy
 from dc_lightning.experiments.presets import (
+    compares_distances,
     is_ours,
     made_with,
     own_recipe,
@@ -106,8 +107,9 @@ class Row:
 
 
 def percent(accuracy: Accuracy) -> str:
-    """``70.5 ± 0.6``."""
-    return f"{accuracy[0]:.1f} ± {accuracy[1]:.1f}"
+    """``70.5 ± 0.6``; ``70.5`` where the spread is not given."""
+    mean, std = accuracy
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
 def _complete(source: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
                     ipc=0 if name == "whole set" else ipc,
                     method=name,
                     network=part_name(source.get("network") or source.get("features") or ""),
-                    distance=part_name(source.get("distance") or ""),
+                    distance=part_name(source.get("distance") or "") if compares_distances(source) else "",
                     tested_on=score["network"],
                     recipe=recipe,
                     label=label,
@@ -420,7 +422,7 @@ def plot(rows: Sequence[Row]) -> bytes:
         found.items(), "os", ("tab:blue", "tab:gray"), (0, 0.25), strict=True
     ):
         shown = {len(rows) - 1 - place - shift: pair for place, pair in enumerate(pairs) if pair}
-        means, stds = [mean for mean, _ in shown.values()], [std for _, std in shown.values()]
+        means, stds = [mean for mean, _ in shown.values()], [std or 0.0 for _, std in shown.values()]
         axes.errorbar(means, list(shown), xerr=stds, fmt=marker, color=color, capsize=3, ms=5, label=name)
     axes.legend(loc="lower left", fontsize=8)
     axes.set_yticks(range(len(rows)), labels, fontsize=7)

@@ -24,8 +24,7 @@ def network_gradient(
         images: float, ``(n, C, H, W)``, normalised.
         label: class of all the images.
         create_graph: keep the graph, to differentiate the gradient itself.
-        chunk_size: images a pass, to bound the memory; None takes all at once. The result is the same as long as the
-            network treats images one by one (BatchNorm layers in eval mode).
+        chunk_size: images a pass, None for all; the same as long as the network treats images one by one.
         forward: the same network, compiled; None takes the network itself.
 
     Returns:

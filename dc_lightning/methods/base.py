@@ -16,7 +16,7 @@ from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.matching.gradients import Forward
 from dc_lightning.methods.resume import identity_of, require_same, source_of
-from dc_lightning.networks import check_network, make_network
+from dc_lightning.networks import Shape, check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
@@ -32,9 +32,9 @@ class Condenser(LightningModule):
     step over all classes. Under a distributed strategy each process matches its own classes, and the derivatives are
     summed. Classes, channels and image size come from the datamodule.
 
-    A method overrides `loss`, and where it differs the attributes below, `starting_images`, `real_batch`,
+    A method overrides `loss`, and where it differs the attributes below, `complete`, `starting_images`, `real_batch`,
     `synthetic_batch`, `decode`, `augment`, `prepare_network`, `train_network`, `match`; its state beyond images and
-    network it adds to the checkpoint by Lightning's ``on_save_checkpoint`` and ``on_load_checkpoint``.
+    network it adds to the checkpoint, in ``on_save_checkpoint`` and ``on_load_checkpoint``.
 
     Args:
         network: to match in; see `make_network`.
@@ -49,12 +49,12 @@ class Condenser(LightningModule):
         seed: of every random draw.
 
     Attributes:
-        name: of the method, wherever it is named; that of the class where it does not set one.
+        name: of the method, wherever it is named; that of the class where it sets none.
         outer_steps: matching steps an outer iteration.
         factor, formation, space: of the stored images; see `SyntheticSet`.
 
     Raises:
-        InputError: if a value is out of its range, or a part is unknown.
+        InputError: if a value is out of its range, or a part unknown.
     """
 
     name: str = "Condenser"
@@ -109,9 +109,9 @@ class Condenser(LightningModule):
 
     # What a method may override
 
-    def default_lr_images(self) -> float:
-        """Learning rate of the images where none is given, once the data are known."""
-        return 0.1
+    def complete(self, data: Shape) -> None:
+        """Sets what was left to the method, such as the rate of the images, once the data are known."""
+        self.lr_images = 0.1 if self.lr_images is None else self.lr_images
 
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
         """The method itself: how far the synthetic images of a class are from its real ones, a scalar.
@@ -236,8 +236,7 @@ class Condenser(LightningModule):
         self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
         if self.trainer.precision == "16-mixed":
             raise InputError("precision 16-mixed scales losses, but matching compares gradients; take bf16-mixed.")
-        if self.lr_images is None:
-            self.lr_images = self.default_lr_images()
+        self.complete(data)
         if getattr(self, "images", None) is None:
             count = self.ipc * self.factor**2
             images = pack_classes(self.starting_images(count), count, self.factor)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dc_lightning.matching.batch_norm import has_batch_norm
 from dc_lightning.matching.embeddings import embed, mean_embedding
 from dc_lightning.methods.base import Condenser
+from dc_lightning.networks import Shape
 from dc_lightning.parts import Spec
 from dc_lightning.synthetic.initial import Init
 
@@ -37,9 +38,10 @@ class DistributionMatching(Condenser):
     ) -> None:
         super().__init__(init=init, augmentation=augmentation, lr_images=lr_images, **kwargs)
 
-    def default_lr_images(self) -> float:
-        """The authors' rates on CIFAR10; on CIFAR100 they take 1 for every ipc."""
-        return 1.0 if self.ipc < 100 else 10.0
+    def complete(self, data: Shape) -> None:
+        """See `Condenser`; the authors' rates on CIFAR10, on CIFAR100 they take 1 for every ipc."""
+        if self.lr_images is None:
+            self.lr_images = 1.0 if self.ipc < 100 else 10.0
 
     def prepare_network(self, network: nn.Module, step: int) -> None:
         """The network is only a map to features."""

@@ -14,6 +14,7 @@ from dc_lightning.matching.batch_norm import freeze_batch_norm, has_batch_norm
 from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.methods.base import Condenser
+from dc_lightning.networks import Shape
 from dc_lightning.parts import Spec, as_spec, find, make
 
 _INNER_EPOCHS = {10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
@@ -76,9 +77,10 @@ class CondensationModule(Condenser):
         spec = self.augmentation_spec
         return "DSA" if spec is not None and find("augmentation", AUGMENTATIONS, spec) is Siamese else "DC"
 
-    def default_lr_images(self) -> float:
-        """The paper's: 0.1, and 0.01 for the MLP."""
-        return 0.01 if self.network_spec == "MLP" else 0.1
+    def complete(self, data: Shape) -> None:
+        """See `Condenser`; the paper's rate is 0.1, and 0.01 for the MLP."""
+        if self.lr_images is None:
+            self.lr_images = 0.01 if self.network_spec == "MLP" else 0.1
 
     def prepare_network(self, network: nn.Module, step: int) -> None:
         """Gives BatchNorm layers the statistics of real images, and keeps them for the matching."""

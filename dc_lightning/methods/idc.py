@@ -14,7 +14,7 @@ from dc_lightning.matching.batch_norm import has_batch_norm
 from dc_lightning.matching.distances import DISTANCES, Distance
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.methods.base import Condenser
-from dc_lightning.networks import make_network
+from dc_lightning.networks import Shape, make_network
 from dc_lightning.parts import Spec, as_spec, make, part_name
 from dc_lightning.seeds import derive_generator
 from dc_lightning.synthetic.formation import Formation, check_factor, decode_bounded
@@ -119,19 +119,20 @@ class IDC(Condenser):
         """IDC-I where every stored image is one training image."""
         return "IDC" if self.factor > 1 else "IDC-I"
 
-    def default_lr_images(self) -> float:
-        """The authors' (``misc/reproduce.py``)."""
-        if self.distance not in _RATES:
+    def complete(self, data: Shape) -> None:
+        """See `Condenser`; the authors' settings by channels, dataset and size (``misc/reproduce.py``)."""
+        if self.distance is None:
+            self._set_distance("l1" if data.channels == 1 else "mse")
+        if self.network_images is None:
+            self.network_images = getattr(data, "network_images", 500)
+        if self.lr_images is None and self.distance not in _RATES:
             raise InputError(f"There is no rate of the authors' for the distance {self.distance}; give lr_images.")
-        return _RATES[str(self.distance)] * self.ipc / 10 * (self.data.image_size[0] / 32) ** 2
+        if self.lr_images is None:
+            self.lr_images = _RATES[str(self.distance)] * self.ipc / 10 * (data.image_size[0] / 32) ** 2
 
     def setup(self, stage: str) -> None:
-        """See `Condenser`; takes what depends on the data, and tries the network."""
+        """See `Condenser`; tries the network."""
         check_factor(self.factor, self.data.image_size)
-        if self.distance is None:
-            self._set_distance("l1" if self.data.channels == 1 else "mse")
-        if self.network_images is None:
-            self.network_images = self.data.network_images
         super().setup(stage)
         network = make_network(self.network_spec, self.data, 0)
         if not any(parameter.dim() > 2 for parameter in network.parameters()):

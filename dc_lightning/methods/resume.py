@@ -83,6 +83,7 @@ def source_of(condenser: "Condenser") -> dict[str, Any]:
         "method": condenser.name,
         "class": f"{own.__module__}.{own.__qualname__}",
         "dataset": data.title,
+        "image_shape": [data.channels, *data.image_size],
         "batch_real": data.batch_real,
         **own_statistics,
         "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for
