@@ -7,7 +7,7 @@ small subclass of `CondensationDataModule`; any other comes in through `ImageFol
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from dc_lightning.data.real import ONE_SHAPE, Images, ImagesInMemory, ImagesOnDisk, RealImages
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.parts import Spec
+from dc_lightning.pictures import in_unit_range
 from dc_lightning.seeds import derive_generator
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class CondensationDataModule(LightningDataModule, ABC):
             test, test_labels = _rows(train, held), train_labels[held]
             train, train_labels = _rows(train, kept), train_labels[kept]
             self._check_labels(train_labels, test_labels)
-        first = train[:1] if isinstance(train, Tensor) else to_tensor(train[0][0])[None]
+        first = train[:1] if isinstance(train, Tensor) else to_tensor(item_of(train, 0, class_names)[0])[None]
         self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
         shape = (self.channels, *self.image_size)
         self._set_statistics(train)
@@ -165,7 +166,7 @@ class CondensationDataModule(LightningDataModule, ABC):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise InputError(
                     f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each "
-                    f"class name, got {int(labels.min())}..{int(labels.max())}."
+                    f"class name, got {int(labels.min())}..{int(labels.max())}; a target_transform can shift them."
                 )
         counts = torch.bincount(train, minlength=self.num_classes)
         empty = [f"{label} ({self.class_names[label]})" for label in range(self.num_classes) if not counts[label]]
@@ -195,7 +196,10 @@ class CondensationDataModule(LightningDataModule, ABC):
     def _prepared(self, images: Tensor | Dataset, labels: Tensor) -> Images:
         if isinstance(images, Tensor):
             return ImagesInMemory(self._normalize(images))
-        return ImagesOnDisk(images, lambda image: self._normalize(to_tensor(image)), labels)
+        return ImagesOnDisk(images, self._read, labels)
+
+    def _read(self, dataset: Dataset, row: int) -> Tensor:
+        return self._normalize(to_tensor(item_of(dataset, row, self.class_names)[0]))
 
     def train_dataloader(self) -> DataLoader:
         """As many items as an outer iteration has matching steps, each the `RealImages` to draw from."""
@@ -274,7 +278,7 @@ def measure(images: Tensor | Dataset, most: int = 10_000) -> tuple[tuple[float, 
     else:
         count = len(cast(Sequence, images))
         chosen = torch.randperm(count, generator=derive_generator(0, "statistics"))[:most]
-        batches = tuple(to_tensor(images[row][0])[None] for row in chosen.tolist())
+        batches = tuple(to_tensor(item_of(images, row)[0])[None] for row in chosen.tolist())
     pixels, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for batch in batches:
         values = (batch.double() / 255 if batch.dtype == torch.uint8 else batch.double()).transpose(0, 1).flatten(1)
@@ -286,17 +290,83 @@ def measure(images: Tensor | Dataset, most: int = 10_000) -> tuple[tuple[float, 
     return tuple(mean.tolist()), tuple(max(value, 1e-6) for value in std.tolist())
 
 
-def stack(dataset: Dataset) -> Split:
-    """All images of a dataset of (image, label), of one size, in memory."""
+def item_of(dataset: Any, row: int, names: Sequence[str] | None = None) -> tuple[Any, int]:
+    """Image and label of an item.
+
+    Args:
+        dataset: whose items are (image, label), or mappings with the keys image (or img) and label, as those of
+            Hugging Face are; a label is an integer, a vector with a single one in it, or the name of a class.
+        row: of the item.
+        names: of the classes, if they are known.
+
+    Raises:
+        InputError: if the item is of another form; shows it.
+    """
+    item = dataset[row]
+    if isinstance(item, Mapping):
+        image = item.get("image", item.get("img"))
+        label = item.get("label")
+    else:
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+    number = None if image is None else _as_number(label, names)
+    if number is None:
+        raise InputError(
+            "The items of a dataset must be (image, label) with an integer label, or mappings with image and label; "
+            f"item {row} is {_described(item)}."
+        )
+    return image, number
+
+
+def _as_number(label: Any, names: Sequence[str] | None) -> int | None:
+    if isinstance(label, str):
+        return list(names).index(label) if names is not None and label in names else None
+    if isinstance(label, int) and not isinstance(label, bool):
+        return label
+    try:
+        values = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if values.numel() == 1 and not values.is_floating_point() and values.dtype != torch.bool:
+        return int(values)
+    if values.dim() == 1 and len(values) > 1 and int((values == 1).sum()) == int((values != 0).sum()) == 1:
+        return int(values.argmax())
+    return None
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return f"a mapping with the keys {', '.join(map(str, item))}"
+    if isinstance(item, tuple | list):
+        return f"({', '.join(_described(part) for part in item)})"
+    if hasattr(item, "shape"):
+        return f"{type(item).__name__}{tuple(item.shape)}"
+    return repr(item) if isinstance(item, str | int | float | type(None)) else type(item).__name__
+
+
+def stack(dataset: Dataset, names: Sequence[str] | None = None) -> Split:
+    """All images of a dataset, of one size, in memory; see `item_of`."""
     images: list[Tensor] = []
     labels: list[int] = []
     for row in range(len(cast(Sequence, dataset))):
-        image, label = dataset[row]
+        image, label = item_of(dataset, row, names)
         tensor = to_tensor(image)
         if images and tensor.shape != images[0].shape:
             raise InputError(ONE_SHAPE.format(tuple(images[0].shape), tuple(tensor.shape)))
         images.append(tensor)
-        labels.append(int(label))
+        labels.append(label)
     if not images:
         raise InputError("The dataset has no images.")
+    if any(image.is_floating_point() for image in images):
+        images = [in_unit_range(image) for image in images]
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+
+
+def labels_of(dataset: Any, names: Sequence[str] | None = None) -> Tensor:
+    """Labels of all items: ``targets``, as reading images takes long, where nothing transforms them and items agree."""
+    count, targets = len(dataset), getattr(dataset, "targets", None)
+    if targets is not None and len(targets) == count and getattr(dataset, "target_transform", None) is None:
+        found = [_as_number(target, names) for target in targets]
+        rows = range(0, count, max(count // 20, 1))
+        if None not in found and all(found[row] == item_of(dataset, row, names)[1] for row in rows):
+            return torch.tensor(cast(list[int], found))
+    return torch.tensor([item_of(dataset, row, names)[1] for row in range(count)])

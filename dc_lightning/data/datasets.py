@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
+from dc_lightning.data.datamodule import CondensationDataModule, Split, labels_of, stack
 from dc_lightning.errors import InputError, with_place
 
 _WITHOUT_FLIP = "color_crop_cutout_scale_rotate"  # mirrored digits are others; authors' code of DSA
@@ -186,14 +186,9 @@ class TorchDataset(CondensationDataModule):
                 "data.test, and whether its files are there."
             ) from error
         self._name = type(train).__name__
-        splits = [self._split(train), self._split(test)]
         names = self.given_class_names or getattr(train, "classes", None)
+        splits = [self._split(dataset, names) for dataset in (train, test)]
         return splits[0], splits[1], names or [str(label) for label in range(int(splits[0][1].max()) + 1)]
 
-    def _split(self, dataset: Dataset) -> Split:
-        if self.in_memory:
-            return stack(dataset)
-        labels = getattr(dataset, "targets", None)
-        if labels is None:
-            labels = [int(dataset[row][1]) for row in range(len(cast(Sequence, dataset)))]
-        return dataset, torch.as_tensor(labels, dtype=torch.int64)
+    def _split(self, dataset: Dataset, names: Sequence[str] | None) -> Split:
+        return stack(dataset, names) if self.in_memory else (dataset, labels_of(dataset, names))

@@ -1,26 +1,17 @@
 """Folders of image files."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Subset
-from torchvision import datasets
 from torchvision.transforms import v2
 
 from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
 from dc_lightning.errors import InputError
-
-
-def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except OSError as error:
-        raise InputError(f"'{path}' is no image that can be read ({error}); fix or remove it.") from error
+from dc_lightning.pictures import PictureTree, check_background, is_grey, read_picture
 
 
 class ImageFolder(CondensationDataModule):
@@ -32,7 +23,8 @@ class ImageFolder(CondensationDataModule):
     Args:
         root: folder of the tree.
         image_size: height and width to resize to; None if all files have one size.
-        channels: 1 (grey) or 3 (RGB); None takes that of the first file.
+        channels: 1 (grey) or 3 (RGB); None takes grey where all files are grey.
+        background: of what is transparent, a colour's name or ``#rrggbb``.
         test_fraction: share of every class for testing, where ``root`` has no ``test`` or ``val``.
         **kwargs: see `CondensationDataModule`.
     """
@@ -42,6 +34,7 @@ class ImageFolder(CondensationDataModule):
         root: str,
         image_size: tuple[int, int] | None = None,
         channels: int | None = None,
+        background: str = "white",
         test_fraction: float = 0.2,
         **kwargs: Any,
     ) -> None:
@@ -52,9 +45,10 @@ class ImageFolder(CondensationDataModule):
             raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
         if not 0 < test_fraction < 1:
             raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
+        check_background(background)
         self.root = root
         self.resize_to = image_size
-        self.force_channels = channels
+        self.force_channels, self.background = channels, background
         self.test_fraction = test_fraction
 
     @property
@@ -62,18 +56,17 @@ class ImageFolder(CondensationDataModule):
         """Name of the folder."""
         return Path(self.root).resolve().name
 
-    def _tree(self, folder: Path) -> datasets.ImageFolder:
+    def _tree(self, folder: Path) -> PictureTree:
         if not folder.is_dir():
             raise InputError(f"data.root must be a folder with one folder of images a class; '{folder}' is none.")
         try:
-            tree = datasets.ImageFolder(str(folder), loader=_open)
+            tree = PictureTree(folder)
         except FileNotFoundError as empty:  # a class without a file, or no class at all
             raise InputError(f"ImageFolder: {' '.join(str(empty).split())}") from empty
         if self.force_channels is None:
-            self.force_channels = 1 if _open(tree.samples[0][0]).mode in ("1", "L", "I", "I;16", "LA") else 3
-        convert = v2.Grayscale(1) if self.force_channels == 1 else v2.RGB()
-        resize = [v2.Resize(self.resize_to, antialias=True)] if self.resize_to else []
-        tree.transform = v2.Compose([lambda image: image.convert("RGB"), convert, *resize, v2.PILToTensor()])
+            self.force_channels = 1 if all(is_grey(path) for path, _ in tree.samples) else 3
+        tree.loader = partial(read_picture, channels=self.force_channels, background=self.background)
+        tree.transform = v2.Resize(self.resize_to, antialias=True) if self.resize_to else None
         return tree
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
@@ -101,7 +94,7 @@ class ImageFolder(CondensationDataModule):
             ) from few
         return self._split(tree, train), self._split(tree, test), tree.classes
 
-    def _split(self, tree: datasets.ImageFolder, rows: Sequence[int] | None = None) -> Split:
+    def _split(self, tree: PictureTree, rows: Sequence[int] | None = None) -> Split:
         rows = range(len(tree)) if rows is None else rows
         subset = Subset(tree, rows)
         if self.in_memory:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class ImagesOnDisk(Dataset):
     """Normalised images of a dataset, read when they are asked for, in threads: decoding releases Python's lock."""
 
     dataset: Dataset
-    prepare: Callable[[Any], Tensor]
+    prepare: Callable[[Dataset, int], Tensor]
     labels: Tensor
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
@@ -57,7 +56,7 @@ class ImagesOnDisk(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.prepare(self.dataset[index][0]), self.labels[index]
+        return self.prepare(self.dataset, index), self.labels[index]
 
 
 Images = ImagesInMemory | ImagesOnDisk

@@ -3,16 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision import datasets
 from torchvision.transforms import v2
 
 from dc_lightning.errors import InputError
 from dc_lightning.files import read_tensors
+from dc_lightning.pictures import PictureTree, in_unit_range, read_picture
 from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, SyntheticSet, folder_name
 
 _FORMATS = ("dc_lightning synthetic set 1", FORMAT)
@@ -24,6 +25,7 @@ def load_synthetic(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
+    background: str = "white",
 ) -> list[SyntheticSet]:
     """Reads all sets of a file or folder: one of ours, one per experiment of an authors' file, one of a folder.
 
@@ -32,6 +34,7 @@ def load_synthetic(
         mean: for files that do not say it; ours and exported folders do.
         std: likewise.
         class_names: likewise.
+        background: of what is transparent in a folder of images; see `read_picture`.
 
     Raises:
         InputError: if the file is missing, corrupt, of another form, or would have to run code to be read.
@@ -40,7 +43,7 @@ def load_synthetic(
     if not path.exists():
         raise InputError(f"There is no synthetic set at '{path}'; give a .pt file or a folder of images.")
     if path.is_dir():
-        return [_read_folder(path, mean, std, class_names)]
+        return [_read_folder(path, mean, std, class_names, background)]
     content = read_tensors(path)
     if isinstance(content, dict) and content.get("format") in _FORMATS:
         return [_from_ours(content, path)]
@@ -122,7 +125,7 @@ def _from_authors(pair: Any, path: Path, index: int, mean: Any, std: Any, class_
     return checked(found, where)
 
 
-def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> SyntheticSet:
+def _read_folder(path: Path, mean: Any, std: Any, class_names: Any, background: str) -> SyntheticSet:
     source: dict[str, Any] = {"method": "folder of images", "folder": path.name}
     decoding: dict[str, Any] = {}
     if (path / METADATA).is_file():
@@ -136,7 +139,7 @@ def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> Synthetic
     if mean is None or std is None:
         raise InputError(f"'{path}' does not say how its images are normalised; give mean and std.")
     try:
-        tree = datasets.ImageFolder(str(path))
+        tree = PictureTree(path)
     except FileNotFoundError as error:
         raise InputError(f"'{path}' is no folder with one folder of images a class ({error}).") from error
     names = list(class_names or tree.classes)
@@ -145,16 +148,13 @@ def _read_folder(path: Path, mean: Any, std: Any, class_names: Any) -> Synthetic
     foreign = [folder for folder in tree.classes if folder not in by_folder]
     if foreign:
         raise InputError(f"The folders {foreign} of '{path}' are no classes of the data, which are {names}.")
-    convert = v2.Compose([v2.Grayscale(1) if len(mean) == 1 else torch.nn.Identity(), v2.PILToTensor()])
-    try:
-        images, folders = zip(*((convert(image), label) for image, label in tree), strict=True)
-    except OSError as error:
-        raise InputError(f"An image of '{path}' cannot be read ({error}); fix or remove it.") from error
+    tree.loader = partial(read_picture, channels=min(len(mean), 3), background=background)
+    images, folders = zip(*((in_unit_range(image), label) for image, label in tree), strict=True)
     labels = torch.tensor([by_folder[tree.classes[folder]] for folder in folders])
     order = labels.argsort(stable=True)
     if len({image.shape for image in images}) > 1:
         raise InputError(f"The images of '{path}' differ in size; they must all be as large as the real ones.")
-    normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    normalize = v2.Normalize(mean, std)
     found = SyntheticSet(
         normalize(torch.stack(images))[order], labels[order], tuple(mean), tuple(std), tuple(names), source
     )

@@ -1,0 +1,134 @@
+"""Image files as a viewer shows them: upright, on a background where they are transparent, whatever their mode."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from dc_lightning.errors import InputError
+
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_COLOURED = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+_MOST = 65535  # of 16 bits
+
+
+def _opened(path: str | Path, read: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in (*_GREY, *_COLOURED) or (image.mode == "I" and image.format != "PNG"):
+                raise InputError(
+                    f"'{path}' has pixels of the mode {image.mode}, whose range is not known; save it with 8 or 16 bits."
+                )
+            return read(image)
+    except InputError:
+        raise
+    except Exception as error:  # whatever Pillow raises: OSError, ValueError, SyntaxError, DecompressionBombError, ...
+        reason = " ".join(str(error).split()).replace(f" '{path}'", "")
+        raise InputError(f"'{path}' is no image that can be read ({reason}); fix or remove it.") from error
+
+
+def is_grey(path: str | Path) -> bool:
+    """Whether a file has no colours, by its header.
+
+    Raises:
+        InputError: see `read_picture`.
+    """
+    return bool(_opened(path, lambda image: image.mode in _GREY))
+
+
+def read_picture(path: str | Path, channels: int, background: str = "white") -> Tensor:
+    """The pixels of a file, turned as its EXIF orientation says.
+
+    Args:
+        path: of the file; of an animation its first picture.
+        channels: 1 (grey) or 3 (RGB).
+        background: of what is transparent, a colour's name or ``#rrggbb``.
+
+    Returns:
+        uint8, ``(channels, H, W)``; float in [0, 1] where the file has 16 bits.
+
+    Raises:
+        InputError: if the file cannot be read, or has pixels of a mode whose range is not known.
+    """
+
+    def read(image: Image.Image) -> Tensor:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            return _grey_16(upright, background).expand(channels, -1, -1).clone()
+        if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
+            whole = upright.convert({"La": "LA", "RGBa": "RGBA"}.get(upright.mode, "RGBA")).convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", whole.size, background), whole)
+        if upright.mode not in ("1", "L", "RGB"):
+            upright = upright.convert("RGB")
+        return pil_to_tensor(upright.convert("L" if channels == 1 else "RGB"))
+
+    found: Tensor = _opened(path, read)
+    return found
+
+
+def _grey_16(image: Image.Image, background: str) -> Tensor:
+    values = np.asarray(image, dtype=np.int64)
+    pixels = torch.from_numpy(values / _MOST).float()[None]
+    if isinstance(image.info.get("transparency"), int):
+        shade = ImageColor.getcolor(background, "L")
+        pixels[:, torch.from_numpy(values == image.info["transparency"])] = shade / 255 if isinstance(shade, int) else 0
+    return pixels
+
+
+def in_unit_range(pixels: Tensor) -> Tensor:
+    """uint8 or float in [0, 1] to float in [0, 1]."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def check_background(colour: str) -> None:
+    """Makes sure that Pillow knows a colour.
+
+    Raises:
+        InputError: if not.
+    """
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError as error:
+        raise InputError(
+            f"data.background must be a colour's name such as white, or #rrggbb, got '{colour}'."
+        ) from error
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is no data: its name starts with a dot, or a Mac made it."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+class PictureTree(ImageFolder):
+    """Image files, one folder a class; hidden files and folders, at any depth, are left out.
+
+    Args:
+        root: folder of the classes' folders.
+
+    Raises:
+        FileNotFoundError: if there is no class, or one without a file.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.top = Path(root)
+        super().__init__(str(root), is_valid_file=self._is_picture)
+
+    def _is_picture(self, path: str) -> bool:
+        below = Path(path).relative_to(self.top)
+        shown = not any(is_hidden(Path(part)) for part in below.parts)
+        return shown and below.suffix.lower() in IMG_EXTENSIONS
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Names of the folders that are not hidden, sorted, and their numbers."""
+        names = sorted(path.name for path in Path(directory).iterdir() if path.is_dir() and not is_hidden(path))
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: number for number, name in enumerate(names)}
