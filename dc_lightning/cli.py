@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import io
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, cast, get_args
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -25,7 +26,7 @@ from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.evaluation.selection import Method
-from dc_lightning.files import configuration_file
+from dc_lightning.files import configuration_file, expanded
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
@@ -33,6 +34,7 @@ from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
 from dc_lightning.run.commands import CondensationTrainer
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
+from dc_lightning.run.folder import set_run_folder
 from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import load_synthetic
 from dc_lightning.synthetic.initial import INITS
@@ -139,6 +141,51 @@ def _seed(value: int | bool | None) -> int:
     return value
 
 
+_PATHS = ("root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath", "synthetic")
+
+
+def _expand_paths(config: Namespace) -> None:
+    """Replaces ``~`` and ``$VARIABLE`` in every path, once for all that read it."""
+    for key, value in list(config.items()):
+        if key.rpartition(".")[2] in _PATHS:
+            if isinstance(value, str):
+                config[key] = expanded(value)
+            elif isinstance(value, list):
+                config[key] = [expanded(path) if isinstance(path, str) else path for path in value]
+
+
+_SWITCHES = {
+    "barebones": "checkpoints and results are what a run is for",
+    "sync_batchnorm": "every process matches its own classes with the same network",
+    "max_steps": "a run could end within an outer iteration; give trainer.max_epochs",
+    "min_steps": "a run has outer iterations; give trainer.min_epochs",
+    "limit_val_batches": "there is no validation loop; see evaluation.every_n",
+    "val_check_interval": "there is no validation loop; see evaluation.every_n",
+    "check_val_every_n_epoch": "there is no validation loop; see evaluation.every_n",
+    "num_sanity_val_steps": "there is no validation loop; see evaluation.every_n",
+    "limit_test_batches": "accuracies are those of the whole test set",
+    "limit_predict_batches": "nothing is predicted",
+    "limit_train_batches": "model.outer_steps sets the matching steps",
+    "overfit_batches": "model.outer_steps sets the matching steps",
+    "log_every_n_steps": "curves have one point an outer iteration",
+    "gradient_clip_val": "what is matched are gradients",
+    "gradient_clip_algorithm": "what is matched are gradients",
+    "accumulate_grad_batches": "all classes make one update already",
+    "reload_dataloaders_every_n_epochs": "the images stay the same",
+    "enable_checkpointing": "a run could not be resumed; see checkpoint.every_n",
+}
+"""Switches of the Trainer that have no meaning here, and why; the rest works."""
+
+
+def _refuse_switches(given: Namespace) -> None:
+    for name, reason in _SWITCHES.items():
+        default = inspect.signature(Trainer).parameters[name].default
+        if given[name] not in (None, {"enable_checkpointing": True, "log_every_n_steps": 1}.get(name, default)):
+            raise InputError(f"trainer.{name} has no place here: {reason}.")
+    if str(given.strategy).startswith("ddp_spawn"):
+        raise InputError("trainer.strategy ddp_spawn would have to pickle the run; take ddp, or ddp_fork.")
+
+
 def _is_tensorboard(logger: Any) -> bool:
     return isinstance(logger, Namespace) and str(logger.get("class_path", "")).endswith("TensorBoardLogger")
 
@@ -197,7 +244,6 @@ class CondensationCLI(LightningCLI):
                 "log_every_n_steps": 1,
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
-                "callbacks": [RunProgress()],
             },
             seed_everything_default=0,
             subclass_mode_model=True,
@@ -219,10 +265,13 @@ class CondensationCLI(LightningCLI):
         if words[:1] and words[0] in self.subcommands():
             for name, value in _options(words):
                 if words[0] == "fit" and name == "ckpt_path" and value not in ("last", "auto", "null"):
-                    require_checkpoint(Path(value))  # of an older version, whose configuration is not understood
+                    require_checkpoint(
+                        Path(expanded(value))
+                    )  # of an older version, whose configuration is not understood
             _refuse_seeds(words)
             words = _with_known_classes(words)
         self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
+        _expand_paths(self.config)
         if self._only_parse:
             raise _Parsed(self.config[words[0]].as_dict())
 
@@ -257,6 +306,7 @@ class CondensationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Sets the allocator before the first tensor, and finds the checkpoint to resume from."""
         config = self._configuration()
+        _refuse_switches(config.trainer)
         if config.keep_freed_memory:
             keep_freed_memory()
         if config.compile and config.trainer.strategy in _FORKING:
@@ -280,7 +330,10 @@ class CondensationCLI(LightningCLI):
         checkpoint = Path(config.ckpt_path)
         config.ckpt_path = None  # for the configuration that is saved
         folder = checkpoint.resolve().parent.parent
-        if checkpoint.parent.name == "checkpoints" and _is_tensorboard(config.trainer.logger):
+        if checkpoint.parent.name != "checkpoints":
+            return
+        set_run_folder(self.trainer, folder)
+        if _is_tensorboard(config.trainer.logger):
             settings = config.trainer.logger.init_args.as_dict()
             settings |= {"save_dir": str(folder.parent), "name": "", "version": folder.name}
             if self.trainer.is_global_zero:
@@ -294,7 +347,12 @@ class CondensationCLI(LightningCLI):
         return cast(Namespace, self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer; what it refuses is bad input."""
+        """The Trainer, with a progress bar of ours unless there is another or none; what it refuses is bad input."""
+        settings = self.config_init[self.subcommand]["trainer"]
+        given = settings["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        if settings["enable_progress_bar"] is not False and not any(isinstance(part, ProgressBar) for part in given):
+            settings["callbacks"] = [*given, RunProgress()]
         try:
             return super().instantiate_trainer(**kwargs)
         except ValueError as error:
@@ -303,7 +361,7 @@ class CondensationCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Notes the configuration in the results."""
         logger = self.trainer.logger
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             require_writable(Path((logger and logger.save_dir) or self.trainer.default_root_dir))
         self._dump_config()
         config = self._configuration()
@@ -443,11 +501,15 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 128 and the signal's number where one ended the run.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter that a terminal lacks must not end a run
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for networks, distances and datasets of one's own, named by import path
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that is resumed
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*Timer.*")  # likewise, longer
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         return _run(sys.argv[1:] if args is None else list(args))

@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, and tensors that are read without running code."""
 
+import codecs
 import io
+import locale
 import os
 import pickle
 import warnings
@@ -78,8 +80,34 @@ def shipped(name: str) -> Path:
     raise InputError(f"There is no '{name}' among the configurations of the package; see its folder configs.{hint}")
 
 
+def expanded(path: str) -> str:
+    """A path with ``~`` and ``$VARIABLE`` in it replaced."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
 def configuration_file(path: str) -> str:
-    """The path of a configuration; ``configs/...`` is the package's where there is none in the working directory."""
+    """The path of a configuration; ``configs/...`` is the package's where there is none in the working directory.
+
+    Raises:
+        InputError: if the file is no UTF-8 text, or cannot be read as such here.
+    """
+    path = expanded(path)
     if path.startswith("configs/") and not Path(path).exists():
         return str(shipped(path.removeprefix("configs/")))
+    if Path(path).is_file():
+        _require_utf_8(path)
     return path
+
+
+def _require_utf_8(path: str) -> None:
+    content = Path(path).read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
+    if not content.isascii() and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        raise InputError(
+            f"'{path}' has letters beyond ASCII, which the encoding of this terminal lacks; set PYTHONUTF8=1."
+        )

@@ -17,14 +17,16 @@ from dc_lightning.errors import InputError
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _COLOURED = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 _MOST = 65535  # of 16 bits
+_SCALED = ("PNG", "PPM")  # formats whose integers Pillow gives as 16 bits
 
 
 def _opened(path: str | Path, read: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as image:
-            if image.mode not in (*_GREY, *_COLOURED) or (image.mode == "I" and image.format != "PNG"):
+            if image.mode not in (*_GREY, *_COLOURED) or (image.mode == "I" and image.format not in _SCALED):
                 raise InputError(
-                    f"'{path}' has pixels of the mode {image.mode}, whose range is not known; save it with 8 or 16 bits."
+                    f"'{path}' has pixels of the mode {image.mode}, whose range is not known; save it with 8 or 16 "
+                    "bits."
                 )
             return read(image)
     except InputError:

@@ -178,7 +178,7 @@ class CondensationDataModule(LightningDataModule, ABC):
 
     def _set_statistics(self, train: Tensor | Dataset) -> None:
         if self.given_mean is None or self.given_std is None:
-            mean, std = measure(train)
+            mean, std = measure(train, self.class_names)
         else:
             mean, std = tuple(self.given_mean), tuple(self.given_std)
             if len(mean) != self.channels or len(std) != self.channels:
@@ -271,14 +271,16 @@ def to_tensor(image: Any) -> Tensor:
     )
 
 
-def measure(images: Tensor | Dataset, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure(
+    images: Tensor | Dataset, names: Sequence[str] | None = None, most: int = 10_000
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1]; of a dataset on disk from at most ``most`` images."""
     if isinstance(images, Tensor):
         batches = images.split(1000)
     else:
         count = len(cast(Sequence, images))
         chosen = torch.randperm(count, generator=derive_generator(0, "statistics"))[:most]
-        batches = tuple(to_tensor(item_of(images, row)[0])[None] for row in chosen.tolist())
+        batches = tuple(to_tensor(item_of(images, row, names)[0])[None] for row in chosen.tolist())
     pixels, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for batch in batches:
         values = (batch.double() / 255 if batch.dtype == torch.uint8 else batch.double()).transpose(0, 1).flatten(1)

@@ -22,7 +22,7 @@ class ImageFolder(CondensationDataModule):
 
     Args:
         root: folder of the tree.
-        image_size: height and width to resize to; None if all files have one size.
+        image_size: height and width to resize to, or one number for both; None if all files have one size.
         channels: 1 (grey) or 3 (RGB); None takes grey where all files are grey.
         background: of what is transparent, a colour's name or ``#rrggbb``.
         test_fraction: share of every class for testing, where ``root`` has no ``test`` or ``val``.
@@ -32,7 +32,7 @@ class ImageFolder(CondensationDataModule):
     def __init__(
         self,
         root: str,
-        image_size: tuple[int, int] | None = None,
+        image_size: tuple[int, int] | int | None = None,
         channels: int | None = None,
         background: str = "white",
         test_fraction: float = 0.2,
@@ -41,6 +41,8 @@ class ImageFolder(CondensationDataModule):
         super().__init__(**kwargs)
         if channels not in (None, 1, 3):
             raise InputError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}.")
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
         if image_size is not None and min(image_size) < 1:
             raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
         if not 0 < test_fraction < 1:
@@ -96,7 +98,7 @@ class ImageFolder(CondensationDataModule):
 
     def _split(self, tree: PictureTree, rows: Sequence[int] | None = None) -> Split:
         rows = range(len(tree)) if rows is None else rows
-        subset = Subset(tree, rows)
+        subset: Subset[Any] = Subset(tree, rows)
         if self.in_memory:
             return stack(subset)
         return subset, torch.tensor([tree.targets[row] for row in rows])

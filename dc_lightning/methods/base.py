@@ -323,8 +323,8 @@ class Condenser(LightningModule):
 
     def _log_loss(self) -> None:
         iteration, loss = self._curve
-        if self.logger is not None and iteration:
-            self.logger.log_metrics({"matching_loss": loss}, step=iteration)
+        for logger in self.loggers if iteration else []:
+            logger.log_metrics({"matching_loss": loss}, step=iteration)
 
     # Files
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from dc_lightning.errors import InputError
 from dc_lightning.files import read_tensors
 
@@ -54,9 +56,14 @@ def identity_of(condenser: "Condenser") -> dict[str, Any]:
 def require_same(checkpoint: Mapping[str, Any], condenser: "Condenser") -> None:
     """Makes sure that a run is resumed with the settings that its checkpoint was made with.
 
+    Without a run, as by ``load_from_checkpoint``, the method takes the images of the checkpoint.
+
     Raises:
         InputError: if not; names what differs.
     """
+    if getattr(condenser, "_trainer", None) is None:
+        condenser.images = nn.Parameter(checkpoint["state_dict"]["images"].clone())
+        return
     identity = identity_of(condenser)
     made_with = {**checkpoint["hyper_parameters"], **checkpoint["data"], "name": checkpoint["method"]}
     now = {**condenser.hparams, **identity["data"], "name": identity["method"]}

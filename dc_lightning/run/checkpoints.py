@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import distributed
@@ -21,6 +21,8 @@ from torch import distributed
 from dc_lightning.errors import InputError
 from dc_lightning.files import save_whole
 from dc_lightning.methods.base import Condenser
+from dc_lightning.run.folder import run_folder
+from dc_lightning.run.progress import say
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -101,6 +103,7 @@ class Checkpoints(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets the strategy write whole files, and removes what a killed run left half-written."""
+        self.dirpath = str(run_folder(trainer) / "checkpoints")
         super().setup(trainer, pl_module, stage)
         self._is_first_process = trainer.is_global_zero
         _require_one_checkpoint(self.resume_from, trainer.world_size)
@@ -182,22 +185,33 @@ class Checkpoints(ModelCheckpoint):
         self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves before the evaluation at the end."""
+        """Saves before the evaluation at the end, and says where the time was up before."""
         self._save(trainer)
         self._in_steps = False
+        timers = [part for part in trainer.callbacks if isinstance(part, Timer)]  # type: ignore[attr-defined]
+        done, most = trainer.current_epoch, trainer.max_epochs or 0
+        if trainer.is_global_zero and done != most and any((timer.time_remaining() or 1) <= 0 for timer in timers):
+            say(
+                f"Stopped by trainer.max_time after {done} of {most if most > 0 else 'any number of'} outer iterations."
+            )
+            say(f"Resume with\n  {self._resume_command(self.last_model_path)} --trainer.max_time null")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule | None, exception: BaseException) -> None:
         """Notes on the exception how to resume, and ends the other processes."""
         self._give_signals_back()
         last = next((path for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()), None)
         if last is not None and isinstance(pl_module, Condenser):
-            words = ["dc-lightning", "fit", "--config", str(Path(last).parent.parent / "config.yaml")]
-            exception.resume_command = shlex.join([*words, "--ckpt_path", str(last)])  # type: ignore[attr-defined]
+            exception.resume_command = self._resume_command(last)  # type: ignore[attr-defined]
         together = isinstance(exception, Interrupted) and exception.together
         launcher = trainer.strategy.launcher
         if trainer.is_global_zero and not together and isinstance(launcher, _SubprocessScriptLauncher):
             # The others may wait for this process in a collective for as long as its time-out.
             launcher.kill(signal.SIGKILL)
+
+    @staticmethod
+    def _resume_command(last: str | Path) -> str:
+        configuration = str(Path(last).parent.parent / "config.yaml")
+        return shlex.join(["dc-lightning", "fit", "--config", configuration, "--ckpt_path", str(last)])
 
     def _save_if_due(self, trainer: Trainer) -> None:
         due = self.save_next or time.monotonic() - self._saved_at >= self.last_every_seconds
@@ -209,9 +223,11 @@ class Checkpoints(ModelCheckpoint):
                 raise Interrupted(self._signum or signal.SIGTERM, saved=True, together=True)
 
     def _save(self, trainer: Trainer) -> None:
-        module = trainer.lightning_module
+        module: Any = trainer.lightning_module
         if isinstance(module, Condenser):
             module.require_finite()  # on every process alike, as the images are
+        if getattr(trainer, "fast_dev_run", False):
+            return
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self._saved_at, self.save_next = time.monotonic(), False
 

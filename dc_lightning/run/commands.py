@@ -13,12 +13,18 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.parts import Spec
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
+from dc_lightning.run.folder import run_folder
 from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
 
 class CondensationTrainer(Trainer):
     """Lightning's Trainer with the entry points of further commands; its processes share their work."""
+
+    @property
+    def log_dir(self) -> str:
+        """See `run_folder`."""
+        return str(run_folder(self))
 
     def evaluate(
         self,
@@ -80,7 +86,10 @@ class CondensationTrainer(Trainer):
 
 
 def _load(paths: list[str], experiment: int | None, data: CondensationDataModule) -> list[SyntheticSet]:
-    sets = [found for path in paths for found in load_synthetic(path, data.mean, data.std, data.class_names)]
+    background = getattr(data, "background", "white")
+    sets = [
+        found for path in paths for found in load_synthetic(path, data.mean, data.std, data.class_names, background)
+    ]
     if experiment is not None:
         if not 0 <= experiment < len(sets):
             raise InputError(

@@ -25,6 +25,7 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import make_network
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.run.checkpoints import Checkpoints
+from dc_lightning.run.folder import run_folder
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.results import Column, Evaluated, environment, now, print_table, read_results, write_results
 from dc_lightning.seeds import derive_seed
@@ -130,12 +131,16 @@ class EvaluationCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule | None, stage: str) -> None:
         """Agrees with the other processes on the folder of the results."""
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.folder = run_folder(trainer)
+        if getattr(trainer, "fast_dev_run", False):
+            self.num_networks, self.baselines, self.recipes = 1, [], [self.recipes[0].with_epochs(1)]
         self._group = Group.of(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the settings of the final evaluation before the run starts."""
         module = _condenser(pl_module)
+        if (trainer.max_steps or -1) > 0 and not getattr(trainer, "fast_dev_run", False):
+            raise InputError("trainer.max_steps could end within an outer iteration; give trainer.max_epochs instead.")
         self.check(trainer, module.data, module.network_spec)
         self._started = time.monotonic()
         for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
@@ -181,19 +186,28 @@ class EvaluationCallback(Callback):
         self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
         if not trainer.is_global_zero:
             return
-        if isinstance(trainer.logger, TensorBoardLogger):
-            final = {
-                f"final/{column.name}/{self._tag(score.network, score.recipe)}": score.mean
-                for column in columns
-                for score in column.scores
-            }
-            trainer.logger.log_hyperparams(self._settings(), final, step=trainer.current_epoch)
+        final = {
+            f"final/{column.name}/{self._tag(score.network, score.recipe)}": score.mean
+            for column in columns
+            for score in column.scores
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self._settings(), final, step=trainer.current_epoch)
+            else:
+                logger.log_hyperparams(self._settings())
+                logger.log_metrics(final, step=trainer.current_epoch)
+                logger.save()
         condensed_with = part_name(module.network_spec)
         print_table(columns, f"{found['dataset']}, {module.ipc} per class, condensed with {condensed_with}")
+        if not self._writes(trainer):
+            say("fast_dev_run: one matching step and one network of two epochs; nothing was written.")
+            return
         say(f"synthetic set  {self.folder / 'synthetic.pt'}")
         say(f"images         {self.folder / 'synthetic.png'}")
         say(f"results        {self.folder / 'results.json'}")
-        say(f"TensorBoard    tensorboard --logdir {self.folder}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            say(f"TensorBoard    tensorboard --logdir {self.folder}")
 
     # The commands that need no fit
 
@@ -234,10 +248,10 @@ class EvaluationCallback(Callback):
         if methods:
             check_networks([self.features_network], data)
             embed(make_network(self.features_network, data, 0), torch.zeros(2, data.channels, *data.image_size))
-        if trainer.is_global_zero:
+        if self._writes(trainer):
             require_writable(self.folder)
             if methods or "whole set" in self.baselines:
-                require_writable(self.cache)
+                require_writable(self.cache, "--evaluation.cache")
 
     def evaluate_saved(
         self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec, path: str
@@ -278,7 +292,7 @@ class EvaluationCallback(Callback):
             seed=self.seed,
             group=self._group,
             progress=bar.evaluation if isinstance(bar, RunProgress) else None,
-            known=Evaluated(self.folder / ".evaluated", self._group.rank),
+            known=None if trainer.fast_dev_run else Evaluated(self.folder / ".evaluated", self._group.rank),  # type: ignore[attr-defined]
         )
 
     def _whole_set(self, trainer: Trainer, data: CondensationDataModule, recipe: Recipe) -> WholeSet:
@@ -309,7 +323,7 @@ class EvaluationCallback(Callback):
 
     def _evaluate(self, trainer: Trainer, module: Condenser, iteration: int) -> tuple[SyntheticSet, list[Score]]:
         synthetic = module.synthetic_set(iteration)
-        if trainer.is_global_zero:
+        if self._writes(trainer):
             synthetic.save(self.folder / "synthetic.pt")
             synthetic.save_grid(self.folder / "synthetic.png")
             if synthetic.images_in_one > 1:
@@ -323,16 +337,25 @@ class EvaluationCallback(Callback):
         return synthetic, scores
 
     def _log(self, trainer: Trainer, entry: dict[str, Any]) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         iteration = entry["iteration"]
-        for score in entry["scores"]:
-            name = self._tag(score["network"], score["recipe"])
-            metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
-            trainer.logger.log_metrics(metrics, step=iteration)
         grid = self.folder / "images" / f"iteration_{iteration:06d}.png"
-        if grid.is_file():
-            trainer.logger.experiment.add_image("synthetic images", to_tensor(Image.open(grid)), iteration)
+        for logger in trainer.loggers:
+            for score in entry["scores"]:
+                name = self._tag(score["network"], score["recipe"])
+                metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
+                logger.log_metrics(metrics, step=iteration)
+            if not grid.is_file():
+                continue
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("synthetic images", to_tensor(Image.open(grid)), iteration)
+            elif hasattr(logger, "log_image"):  # Weights & Biases
+                logger.log_image("synthetic images", [str(grid)], iteration)
+
+    @staticmethod
+    def _writes(trainer: Trainer) -> bool:
+        return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
 
     def _tag(self, network: str, recipe: str) -> str:
         """Of a curve: the network's name, with the recipe's where it is not the first."""
@@ -385,7 +408,7 @@ class EvaluationCallback(Callback):
             "device": str(trainer.strategy.root_device),
             **environment(),
         }
-        if trainer.is_global_zero:
+        if self._writes(trainer):
             write_results(self.folder / "results.json", self.results)
             Evaluated(self.folder / ".evaluated", self._group.rank).remove()
         if isinstance(trainer.progress_bar_callback, RunProgress):
@@ -408,17 +431,16 @@ def _is_condensation(path: Path) -> bool:
         return False
 
 
-def require_writable(folder: Path) -> None:
-    """Makes the folder of the results.
+def require_writable(folder: Path, option: str = "--trainer.default_root_dir") -> None:
+    """Makes a folder to write to.
 
     Raises:
-        InputError: if it cannot be made or written.
+        InputError: if it cannot be made or written; names the option that gives another.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
-            f"The output folder '{folder}' cannot be written ({error.strerror}); give another by "
-            "--trainer.default_root_dir."
+            f"The output folder '{folder}' cannot be written ({error.strerror}); give another by {option}."
         ) from error

@@ -46,13 +46,13 @@ class RunProgress(ProgressBar):
     def _bars(self) -> Progress:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 refresh_per_second=2,
             )
             self._progress.start()
@@ -65,7 +65,7 @@ class RunProgress(ProgressBar):
         bars = self._bars()
         if bars.console.is_terminal:
             self._run = bars.add_task(
-                "outer iterations", total=trainer.max_epochs, completed=trainer.current_epoch, note=""
+                "outer iterations", total=_total(trainer), completed=trainer.current_epoch, note=""
             )
         self._started, self._first = time.monotonic(), trainer.current_epoch
 
@@ -76,12 +76,16 @@ class RunProgress(ProgressBar):
         if not self._enabled:
             return
         assert isinstance(pl_module, Condenser)
-        module, total = pl_module, trainer.max_epochs or 0
+        module, total = pl_module, _total(trainer)
         done = trainer.current_epoch + (batch_idx + 1) / module.outer_steps
         if self._run is not None and self._progress is not None:
             if time.monotonic() - self._line_at > 0.5 or done == total:  # reading the loss waits for the device
                 self._line_at = time.monotonic()
                 self._progress.update(self._run, completed=done, note=f"loss {float(module.matching_loss):.3f}")
+        elif total is None:
+            if time.monotonic() - self._line_at > 30:
+                self._line_at = time.monotonic()
+                self._say(f"outer iteration {int(done)}, loss {float(module.matching_loss):.3f}")
         elif done == total or done % max(1, total // self.lines) == 0:
             left = (time.monotonic() - self._started) / max(done - self._first, 1) * (total - done)
             loss = float(module.matching_loss)
@@ -121,6 +125,11 @@ class RunProgress(ProgressBar):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the bars."""
         self.close()
+
+
+def _total(trainer: Trainer) -> int | None:
+    """Outer iterations of a run; None where it has no end but by time."""
+    return trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
 
 
 def say(text: str) -> None:

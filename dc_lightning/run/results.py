@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Score
@@ -66,19 +67,28 @@ def percent(score: Score) -> str:
 
 
 def print_table(columns: Sequence[Column], title: str, console: Console | None = None) -> None:
-    """One row a test network, one column a kind of set; what was not run stays blank."""
-    table = Table(title=title, caption="test accuracy in %, mean ± population std over n networks")
-    table.add_column("test network")
+    """One row a test network, one column a kind of set; what was not run stays blank.
+
+    Into a file as wide as it is, to a terminal with long names on several lines.
+    """
+    console = console or Console()
+    sign = "±" if console.encoding.lower().startswith("utf") else "+-"
+    table = Table(title=Text(title), caption=f"test accuracy in %, mean {sign} population std over n networks")
+    table.add_column("test network", overflow="fold")
     for column in columns:
         images = f"{column.training_images} {'image' if column.training_images == 1 else 'images'}"
         if column.stored_images != column.training_images:
             images += f" in {column.stored_images}"
-        table.add_column(f"{column.name}\n{images}", justify="right")
+        table.add_column(Text(f"{column.name}\n{images}"), justify="right", overflow="fold")
     several = len({score.recipe for column in columns for score in column.scores}) > 1
     found = [{_row(score, several): score for score in column.scores} for column in columns]
     for name in dict.fromkeys(name for scores in found for name in scores):
-        table.add_row(name, *(percent(scores[name]) if name in scores else "" for scores in found))
-    (console or Console()).print(table)
+        cells = (percent(scores[name]).replace("±", sign) if name in scores else "" for scores in found)
+        table.add_row(Text(name), *cells)
+    if not console.is_terminal:
+        needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        console = Console(file=console.file, width=max(console.width, needed))
+    console.print(table)
 
 
 def environment() -> dict[str, Any]:

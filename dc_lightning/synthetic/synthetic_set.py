@@ -124,10 +124,14 @@ class SyntheticSet(Dataset):
 
         Args:
             decoded: those that a network trains on, instead of the stored ones.
+
+        Of two channels the mean is shown, of four or more the first three.
         """
         images, labels = self.unit_range_images(), self.hard_labels
         if decoded:
             images, labels = self._to_unit_range(self.decoded()[0]), labels.repeat(self.images_in_one)
+        if images.shape[1] not in (1, 3):  # bands that no picture shows
+            images = images[:, :3] if images.shape[1] > 3 else images.mean(dim=1, keepdim=True)
         width = int(torch.bincount(labels).max())
         rows = []
         for label in range(self.num_classes):
@@ -167,13 +171,17 @@ class SyntheticSet(Dataset):
         exported set says so.
 
         Raises:
-            InputError: if the folder is there already and not empty, or the labels are soft.
+            InputError: if the folder is there and not empty, labels are soft, or channels are other than 1 or 3.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; export to a new folder, so that no old image mixes in.")
         if self.labels.dim() == 2:
             raise InputError("A folder of images has hard labels only, and this set has soft ones; share synthetic.pt.")
+        if self.images.shape[1] not in (1, 3):
+            raise InputError(
+                f"PNG files hold 1 or 3 channels, and this set has {self.images.shape[1]}; share synthetic.pt."
+            )
         for index, (image, label) in enumerate(zip(self.unit_range_images(), self.labels, strict=True)):
             target = folder / folder_name(int(label), self.class_names) / f"{index:05d}.png"
             target.parent.mkdir(parents=True, exist_ok=True)

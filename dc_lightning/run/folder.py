@@ -1,0 +1,38 @@
+"""The folder of a run: results, pictures, checkpoints and configuration lie in one, whatever logs the curves."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+_NOTED = "_dc_lightning_folder"
+
+
+def set_run_folder(trainer: Trainer, folder: Path) -> None:
+    """Gives a run the folder of the one that it resumes."""
+    setattr(trainer, _NOTED, str(folder))
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Folder of a run, the same on every process, all of which must call this: a new one for a new run.
+
+    That of the first logger; without one ``lightning_logs/version_N`` below ``default_root_dir``.
+    """
+    if not hasattr(trainer, _NOTED):
+        found = _folder_of(trainer.loggers[0], trainer) if trainer.loggers else _next(Path(trainer.default_root_dir))
+        setattr(trainer, _NOTED, trainer.strategy.broadcast(str(found)))
+    return Path(getattr(trainer, _NOTED))
+
+
+def _folder_of(logger: Any, trainer: Trainer) -> Path:
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(logger.log_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+
+
+def _next(root: Path) -> Path:
+    runs = root / "lightning_logs"
+    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+    return runs / f"version_{max((int(number) for number in numbers if number.isdigit()), default=-1) + 1}"
