@@ -14,7 +14,7 @@ from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.networks import NETWORKS
 
-CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in DISTANCES]
+CASES = [(entry, name) for entry in GOLDEN["gradient_matching"] for name in ("ours", "mse", "cos")]
 
 
 def matched(network, real, synthetic, method):

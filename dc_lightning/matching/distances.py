@@ -46,7 +46,7 @@ def absolute_error(first: Gradient, second: Gradient) -> Tensor:
 
 def mean_absolute_error(first: Gradient, second: Gradient) -> Tensor:
     """Sum over layers and output nodes of the mean absolute difference of that node (``l1_mean`` of IDC's code)."""
-    return torch.stack([(a - b).abs().flatten(1).mean(dim=1).sum() for a, b in zip(first, second, strict=True)]).sum()
+    return torch.stack([(a - b).abs().sum() * len(a) / a.numel() for a, b in zip(first, second, strict=True)]).sum()
 
 
 def cosine(first: Gradient, second: Gradient) -> Tensor:
