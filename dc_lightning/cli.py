@@ -41,6 +41,7 @@ from dc_lightning.synthetic.initial import INITS
 
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
+_NETWORK_OF_DEFAULT_DATA = "ConvNetD2"  # a third block would normalise maps of 2x2 pixels
 _ONE_SEED = "Model and evaluation take the seed of the run: give seed_everything instead of a seed of theirs."
 
 
@@ -104,22 +105,26 @@ def _configuration_files(words: Sequence[str]) -> Iterator[tuple[Path, dict[str,
 def _with_known_classes(words: list[str]) -> list[str]:
     """Checks that the model and the data are classes that can be imported, and names the default where there is none.
 
+    Where the data are the default ones and no network is named, that is one for their size.
+
     A default of the parser's would leave its arguments to another class that is named, whose own defaults would be
     overruled silently.
     """
-    missing = []
+    missing, network_is_given = [], any(name.endswith((".network", "init_args.network")) for name, _ in _options(words))
     for key, module, base in (("model", methods, Condenser), ("data", data, CondensationDataModule)):
         known = {name: part for name, part in vars(module).items() if inspect.isclass(part) and part is not base}
         given: list[Any] = [value for name, value in _options(words) if name in (key, f"{key}.class_path")]
         for _, content in _configuration_files(words):
             part = content.get(key)
+            network_is_given |= isinstance(part, dict) and "network" in (part.get("init_args") or {})
             given.append(part.get("class_path") if isinstance(part, dict) else part)
         given = [name for name in given if isinstance(name, str) and name]
         for name in given:
             if not name.startswith("{") and not Path(name).is_file():
                 find(key, {other: part for other, part in known.items() if issubclass(part, base)}, name)
         missing += [] if given else [f"--{key}", _DEFAULT_CLASSES[key]]
-    return [words[0], *missing, *words[1:]]
+    network = ["--model.network", _NETWORK_OF_DEFAULT_DATA] if "--data" in missing and not network_is_given else []
+    return [words[0], *missing, *words[1:], *network]
 
 
 def _refuse_seeds(words: Sequence[str]) -> None:

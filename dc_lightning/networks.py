@@ -379,6 +379,23 @@ def _adapt_first_convolution(network: nn.Module, channels: int) -> None:
     network.set_submodule(name, new)
 
 
+def normalises_small_maps(spec: Spec, shape: Shape) -> bool:
+    """Whether a normalisation over the pixels of a map gets maps of 2x2 pixels or less, which leaves little of them."""
+    sizes: list[int] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        if inputs[0].dim() == 4:
+            sizes.append(min(inputs[0].shape[2:]))
+
+    network = make_network(spec, shape, seed=0)
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm | nn.InstanceNorm2d):
+            layer.register_forward_pre_hook(note)
+    with torch.no_grad():
+        network(torch.zeros(2, shape.channels, *shape.image_size))
+    return bool(sizes) and min(sizes) <= 2
+
+
 def check_network(spec: Spec, shape: Shape) -> None:
     """Makes the network and passes images, so that a misfit is found before a long run.
 

@@ -11,6 +11,7 @@ from conftest import TinyData
 from scipy.ndimage import affine_transform
 from test_resume import RUN, assert_same, outcome, run
 
+import dc_lightning
 from dc_lightning import DREAM, IDC, InputError, load_synthetic
 from dc_lightning.augmentation import DiffAugment
 from dc_lightning.augmentation.cutmix import CutMix
@@ -345,3 +346,64 @@ def test_a_part_that_is_held_out_is_a_share_of_every_class_and_seen_by_nothing_e
     torch.testing.assert_close(held_images, whole.denormalize(whole.real.take(held)))
     with pytest.raises(InputError, match=r"from 0 to below 1, got 1\.0"):
         TinyData(validation=1.0)
+
+
+# Images that are images
+
+
+@pytest.mark.parametrize("method", ["CondensationModule", "IDC"])
+def test_unit_pixels_stay_inside(method, tmp_path):
+    seen = []
+
+    class Noted(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            images = module.images.detach()
+            pixels = images if module.space == "pixels" else module.data.denormalize(images)
+            seen.append((float(pixels.min()), float(pixels.max())))
+
+    found = {}
+    for pixels in ("any", "unit"):
+        seen.clear()
+        arguments = {"outer_steps": 2, "lr_images": 3.0, "pixels": pixels, "init": "real"}
+        module = getattr(dc_lightning, method)(network=NETWORK, **arguments)
+        trainer = pl.Trainer(
+            max_epochs=3,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+            callbacks=[Noted()],
+        )
+        trainer.fit(module, datamodule=TinyData())
+        found[pixels] = min(low for low, _ in seen), max(high for _, high in seen)
+    assert found["any"][0] < -0.01 or found["any"][1] > 1.01
+    assert -1e-6 <= found["unit"][0] <= found["unit"][1] <= 1 + 1e-6
+    with pytest.raises(InputError, match="pixels must be one of any, unit, got 'all'"):
+        IDC(pixels="all")
+
+
+def test_eight_bits_are_what_a_file_holds(tmp_path):
+    images = torch.randn(4, 1, 6, 6)
+    synthetic = dc_lightning.SyntheticSet(images, torch.arange(2).repeat_interleave(2), (0.4,), (0.3,), ("a", "b"))
+    rounded = synthetic.as_8_bit()
+    synthetic.export(tmp_path / "folder")
+    (read,) = load_synthetic(tmp_path / "folder")
+    torch.testing.assert_close(rounded.images, read.images)
+    assert rounded.checksum != synthetic.checksum
+    assert rounded.checksum == rounded.as_8_bit().checksum
+    assert repr(synthetic).startswith("SyntheticSet by synthetic: 4 images of 1x6x6, hard labels of 2 classes")
+
+
+def test_a_fit_scores_its_set_as_8_bit_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    words = [*ARGS["IDC"], "--trainer.max_epochs", "1", "--evaluation.baselines", "[8-bit]"]
+    assert main(words) == 0
+    results = json.loads((tmp_path / RUN / "results.json").read_text())
+    assert [column["name"] for column in results["columns"]] == ["IDC", "8-bit"]
+    assert results["columns"][1]["training_images"] == 24
+    (synthetic,) = load_synthetic(tmp_path / RUN / "synthetic.pt")
+    assert results["checksum"] == synthetic.checksum
+    assert (results["test_images"], results["class_names"]) == (15, ["class 0", "class 1", "class 2"])

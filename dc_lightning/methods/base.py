@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -15,7 +15,7 @@ from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.matching.gradients import Forward
-from dc_lightning.methods.resume import identity_of, require_same, source_of
+from dc_lightning.methods.resume import identity_of, require_finite, require_same, source_of
 from dc_lightning.networks import Shape, check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
@@ -45,6 +45,7 @@ class Condenser(LightningModule):
         lr_images_cooldown: share of the run, at its end, over which that falls linearly to zero, in [0, 1]; 0 in the
             papers. A finished run that is resumed for more iterations starts again at a higher rate.
         momentum_images: momentum of the images, kept through the whole run.
+        pixels: ``unit`` keeps them inside [0, 1] after every update; ``any`` as in the papers.
         real_chunk_size: real images a pass, the same up to rounding; None takes all on a GPU, and 64 on the CPU.
         seed: of every random draw.
 
@@ -79,6 +80,7 @@ class Condenser(LightningModule):
         lr_images: float | None = None,
         lr_images_cooldown: float = 0.0,
         momentum_images: float = 0.5,
+        pixels: Literal["any", "unit"] = "any",
         real_chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -91,6 +93,8 @@ class Condenser(LightningModule):
             raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
         if init not in INITS:
             raise InputError(f"init must be one of {', '.join(INITS)}, got '{init}'.")
+        if pixels not in ("any", "unit"):
+            raise InputError(f"pixels must be one of any, unit, got '{pixels}'.")
         check_augmentation(augmentation)
         self.save_hyperparameters()
         self.hparams.update({key: as_spec(value) for key, value in self.hparams.items() if callable(value)})
@@ -99,7 +103,7 @@ class Condenser(LightningModule):
         self.augmentation_spec, self.augmentation = augmentation, None
         self.lr_images = cast(float, lr_images)  # None until `setup`
         self.lr_images_cooldown, self.momentum_images = lr_images_cooldown, momentum_images
-        self.real_chunk_size = real_chunk_size
+        self.real_chunk_size, self.pixels = real_chunk_size, pixels
         self._unregistered: dict[str, nn.Module] = {}  # a registered network would be a part of the state and of DDP
         self._forward: Forward | None = None
         self._resumed_network: dict[str, Tensor] | None = None
@@ -273,6 +277,8 @@ class Condenser(LightningModule):
         self.prepare_network(network, batch_idx)
         loss, derivative = self.match(network, batch_idx)
         self.update_images(optimizer, self.trainer.strategy.reduce(derivative, reduce_op="sum"))
+        if self.pixels == "unit":
+            self.images.data.copy_(self.data.clamped(self.images.data, self.space))
         self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
         self._steps = batch_idx + 1
         if batch_idx < self.outer_steps - 1:
@@ -305,21 +311,11 @@ class Condenser(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs the matching loss of the outer iteration."""
-        self.require_finite()
+        require_finite(self)
         self.trainer.callback_metrics["matching_loss"] = self.matching_loss  # self.log takes a millisecond
         self._curve = self.current_epoch + 1, float(self.matching_loss)
         self._log_loss()
         self._losses = torch.zeros_like(self._losses)
-
-    def require_finite(self) -> None:
-        """Raises `InputError`, which names the outer iteration, where the loss or an image is no finite number."""
-        loss = self.matching_loss
-        if not (bool(loss.isfinite()) and bool(self.images.isfinite().all())):
-            raise InputError(
-                f"The matching loss or the images became NaN or infinite in outer iteration {self.current_epoch + 1} "
-                f"(loss {float(loss)}); the last good checkpoint is kept. Resume it with a smaller model.lr_images "
-                f"than {self.lr_images}."
-            )
 
     def _log_loss(self) -> None:
         iteration, loss = self._curve

@@ -79,6 +79,21 @@ def require_same(checkpoint: Mapping[str, Any], condenser: "Condenser") -> None:
         )
 
 
+def require_finite(condenser: "Condenser") -> None:
+    """Makes sure that a run has not diverged.
+
+    Raises:
+        InputError: if the loss or an image is no finite number; names the outer iteration.
+    """
+    loss = condenser.matching_loss
+    if not (bool(loss.isfinite()) and bool(condenser.images.isfinite().all())):
+        raise InputError(
+            "The matching loss or the images became NaN or infinite in outer iteration "
+            f"{condenser.current_epoch + 1} (loss {float(loss)}); the last good checkpoint is kept. Resume it with a "
+            f"smaller model.lr_images than {condenser.lr_images}."
+        )
+
+
 def source_of(condenser: "Condenser") -> dict[str, Any]:
     """What images came from: name and class of the method, all its settings, data."""
     data = condenser.data

@@ -21,6 +21,7 @@ from torch import distributed
 from dc_lightning.errors import InputError
 from dc_lightning.files import save_whole
 from dc_lightning.methods.base import Condenser
+from dc_lightning.methods.resume import require_finite
 from dc_lightning.run.folder import run_folder
 from dc_lightning.run.progress import say
 
@@ -225,7 +226,7 @@ class Checkpoints(ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         module: Any = trainer.lightning_module
         if isinstance(module, Condenser):
-            module.require_finite()  # on every process alike, as the images are
+            require_finite(module)  # on every process alike, as the images are
         if getattr(trainer, "fast_dev_run", False):
             return
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -1,9 +1,11 @@
 """When a run is evaluated, and what is written of it."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
@@ -22,7 +24,7 @@ from dc_lightning.evaluation.pools import pool
 from dc_lightning.evaluation.selection import Method, Selection
 from dc_lightning.matching.embeddings import embed
 from dc_lightning.methods.base import Condenser
-from dc_lightning.networks import make_network
+from dc_lightning.networks import make_network, normalises_small_maps
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.folder import run_folder
@@ -31,7 +33,9 @@ from dc_lightning.run.results import Column, Evaluated, environment, now, print_
 from dc_lightning.seeds import derive_seed
 from dc_lightning.synthetic import SyntheticSet
 
-Baseline = Literal[Method, "whole set"]
+Baseline = Literal[Method, "8-bit", "whole set"]
+
+log = logging.getLogger(__name__)
 
 
 class EvaluationCallback(Callback):
@@ -47,8 +51,8 @@ class EvaluationCallback(Callback):
         num_networks: networks of each architecture, 20 in the paper.
         every_n: outer iterations between evaluations, 500 in the paper for S and SS; 0 evaluates at the end only.
         baselines: what is evaluated beside it at the end: ``random`` real images of the same budget, a new draw for
-            every network; ``herding``, ``k-center``, ``forgetting`` (see `dc_lightning.evaluation.selection`);
-            ``whole set``.
+            every network; ``8-bit``, what image files would hold of the set; ``herding``, ``k-center``, ``forgetting``
+            (see `dc_lightning.evaluation.selection`); ``whole set``.
         whole_set_epochs: epochs on the whole training set, for the upper bound and what herding, k-center and
             forgetting start from.
         whole_set_networks: networks of each architecture for the upper bound.
@@ -180,9 +184,10 @@ class EvaluationCallback(Callback):
         module = _condenser(pl_module)
         synthetic, scores = self._evaluate(trainer, module, trainer.current_epoch)
         networks = pool(self.networks, module.network_spec)
-        columns = [Column.of(synthetic, scores), *self._baselines(trainer, module.data, networks, module.ipc)]
+        columns = [Column.of(synthetic, scores), *self._baselines(trainer, module.data, networks, [synthetic])]
         self.configuration = self.configuration or {"model": dict(module.hparams)}
-        found = {"kind": "condensation", "dataset": module.data.title, "ipc": module.ipc}
+        found = {"kind": "condensation", "dataset": module.data.title, "ipc": module.ipc, **_about(module.data)}
+        found["checksum"] = synthetic.checksum
         self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
         if not trainer.is_global_zero:
             return
@@ -240,6 +245,12 @@ class EvaluationCallback(Callback):
             check_fits(synthetic, data)
         networks = pool(self.networks, condensed_with)
         check_networks(networks, data)
+        small = [part_name(each) for each in [condensed_with, *networks] if normalises_small_maps(each, data)]
+        if small and trainer.is_global_zero:
+            log.warning(
+                f"{', '.join(dict.fromkeys(small))} normalises maps of 2x2 pixels or less, of images of "
+                f"{data.image_size[0]}x{data.image_size[1]}: take a shallower network, such as ConvNetD2."
+            )
         for recipe in self.recipes:
             recipe.make_loss()
             for network in networks:
@@ -268,8 +279,9 @@ class EvaluationCallback(Callback):
         self._started = self._started or time.monotonic()
         networks = pool(self.networks, condensed_with)
         scores = self._score(trainer, data, sets, networks, "evaluation")
-        columns = [Column.of(sets[0], scores), *self._baselines(trainer, data, networks, sets[0].ipc)]
-        found = {"kind": "evaluation", "dataset": data.title, "ipc": sets[0].ipc}
+        columns = [Column.of(sets[0], scores), *self._baselines(trainer, data, networks, sets)]
+        found = {"kind": "evaluation", "dataset": data.title, "ipc": sets[0].ipc, **_about(data)}
+        found["checksums"] = [synthetic.checksum for synthetic in sets]
         self._publish(trainer, columns, {**found, "sources": [synthetic.source for synthetic in sets]})
         if trainer.is_global_zero:
             print_table(columns, f"{data.title}, {sets[0].ipc} per class, {path}")
@@ -362,14 +374,19 @@ class EvaluationCallback(Callback):
         return network if recipe == self.recipes[0].name else f"{network}/{recipe}"
 
     def _baselines(
-        self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], ipc: int
+        self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], sets: list[SyntheticSet]
     ) -> list[Column]:
-        columns = []
+        columns, ipc = [], sets[0].ipc
         for name in self.baselines:
             if name == "random":
                 seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
-                sets = [random_set(data, ipc, seed) for seed in seeds]
-                columns.append(Column.of(sets[0], self._score(trainer, data, sets, networks, "random images", count=1)))
+                drawn = [random_set(data, ipc, seed) for seed in seeds]
+                scores = self._score(trainer, data, drawn, networks, "random images", count=1)
+                columns.append(Column.of(drawn[0], scores))
+            elif name == "8-bit":
+                rounded = [synthetic.as_8_bit() for synthetic in sets]
+                scores = self._score(trainer, data, rounded, networks, "as 8-bit images")
+                columns.append(replace(Column.of(rounded[0], scores), name=name))
             elif name == "whole set":
                 with self._evaluating(trainer):
                     bounds = [self._whole_set(trainer, data, recipe) for recipe in self.recipes]
@@ -413,6 +430,15 @@ class EvaluationCallback(Callback):
             Evaluated(self.folder / ".evaluated", self._group.rank).remove()
         if isinstance(trainer.progress_bar_callback, RunProgress):
             trainer.progress_bar_callback.close()
+
+
+def _about(data: CondensationDataModule) -> dict[str, Any]:
+    return {
+        "test_images": len(data.test_labels),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "class_names": list(data.class_names),
+    }
 
 
 def _checkpoints(trainer: Trainer) -> list[Checkpoints]:

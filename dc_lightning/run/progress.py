@@ -99,7 +99,8 @@ class RunProgress(ProgressBar):
         if not bars.console.is_terminal:
             if done == total or time.monotonic() - self._line_at > 30:
                 self._line_at = time.monotonic()
-                self._say(f"{title}: {round(done, 2):g}/{total} networks")
+                now = "" if done == int(done) else f", {done % 1:.0%} of the next"
+                self._say(f"{title}: {int(done)}/{total} networks{now}")
         elif done == total:
             if self._evaluation is not None:
                 bars.remove_task(self._evaluation)

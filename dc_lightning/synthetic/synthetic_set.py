@@ -1,5 +1,6 @@
 """A synthetic set: stored images and what they decode to, labels, normalisation, what they came from."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -22,7 +24,7 @@ METADATA = "synthetic.json"
 Space = Literal["normalised", "pixels"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SyntheticSet(Dataset):
     """Labelled images with all that is needed to use them: a torch Dataset of the decoded (image, label).
 
@@ -49,6 +51,23 @@ class SyntheticSet(Dataset):
     space: Space = "normalised"
     factor: int = 1
     formation: Formation = "single"
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(side) for side in self.images.shape[1:])
+        packed = f", {self.images_in_one} training images in each" if self.images_in_one > 1 else ""
+        labels = "soft labels" if self.labels.dim() == 2 else "hard labels"
+        return (
+            f"SyntheticSet by {self.method}: {len(self.images)} images of {shape}{packed}, {labels} of "
+            f"{self.num_classes} classes; {self.space}, mean {list(self.mean)}, std {list(self.std)}"
+        )
+
+    @property
+    def checksum(self) -> str:
+        """Of the stored images and labels, 32 hexadecimal digits."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """What a network trains on: images, float, ``(m, C, H, W)``, normalised, and their labels."""
@@ -105,6 +124,13 @@ class SyntheticSet(Dataset):
         """The stored images as pixels, clamped: float in [0, 1], ``(n, C, H, W)``."""
         return self.images.clamp(0, 1) if self.space == "pixels" else self._to_unit_range(self.images)
 
+    def as_8_bit(self) -> "SyntheticSet":
+        """What an image file of 8 bits holds: pixels clamped to [0, 1], in steps of 1/255."""
+        pixels = self.unit_range_images().mul(255).round().div(255)
+        normalised = (pixels - self._channels(self.mean)) / self._channels(self.std)
+        images = pixels if self.space == "pixels" else normalised
+        return replace(self, images=images, source={**self.source, "stored_as": "8-bit images"})
+
     def with_normalized(self, normalized: bool) -> "SyntheticSet":
         """The same set whose items are normalised images, or images in [0, 1]."""
         return replace(self, normalized=normalized)
@@ -145,7 +171,7 @@ class SyntheticSet(Dataset):
         factor = max(1, -(-300 // min(grid.shape[1:])))
         enlarged = grid.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
         buffer = io.BytesIO()
-        v2.functional.to_pil_image(enlarged).save(buffer, format="PNG")
+        _picture(enlarged).save(buffer, format="PNG")
         write_whole(path, buffer.getvalue())
 
     def save(self, path: str | Path) -> None:
@@ -185,7 +211,7 @@ class SyntheticSet(Dataset):
         for index, (image, label) in enumerate(zip(self.unit_range_images(), self.labels, strict=True)):
             target = folder / folder_name(int(label), self.class_names) / f"{index:05d}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            v2.functional.to_pil_image(image).save(target)
+            _picture(image).save(target)
         metadata = {
             "mean": self.mean,
             "std": self.std,
@@ -195,6 +221,11 @@ class SyntheticSet(Dataset):
             "formation": self.formation,
         }
         write_whole(folder / METADATA, json.dumps(metadata, indent=2).encode())
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """Of pixels in [0, 1]; torchvision alone would cut them off to whole steps of 1/255, and darken them by half a one."""
+    return v2.functional.to_pil_image(pixels.mul(255).round().to(torch.uint8))
 
 
 def folder_name(label: int, class_names: Sequence[str]) -> str:
