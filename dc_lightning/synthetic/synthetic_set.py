@@ -224,7 +224,7 @@ class SyntheticSet(Dataset):
 
 
 def _picture(pixels: Tensor) -> Image.Image:
-    """Of pixels in [0, 1]; torchvision alone would cut them off to whole steps of 1/255, and darken them by half a one."""
+    """Of pixels in [0, 1], rounded; torchvision alone would cut off what is below a step of 1/255."""
     return v2.functional.to_pil_image(pixels.mul(255).round().to(torch.uint8))
 
 
