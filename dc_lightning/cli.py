@@ -105,7 +105,7 @@ def _configuration_files(words: Sequence[str]) -> Iterator[tuple[Path, dict[str,
 def _with_known_classes(words: list[str]) -> list[str]:
     """Checks that the model and the data are classes that can be imported, and names the default where there is none.
 
-    Where the data are the default ones and no network is named, that is one for their size.
+    Where the data are the digits and no network is named, that is one for their size.
 
     A default of the parser's would leave its arguments to another class that is named, whose own defaults would be
     overruled silently.
@@ -123,7 +123,8 @@ def _with_known_classes(words: list[str]) -> list[str]:
             if not name.startswith("{") and not Path(name).is_file():
                 find(key, {other: part for other, part in known.items() if issubclass(part, base)}, name)
         missing += [] if given else [f"--{key}", _DEFAULT_CLASSES[key]]
-    network = ["--model.network", _NETWORK_OF_DEFAULT_DATA] if "--data" in missing and not network_is_given else []
+    of_digits = given[-1:] == [] or given[-1].rpartition(".")[2] == _DEFAULT_CLASSES["data"]
+    network = ["--model.network", _NETWORK_OF_DEFAULT_DATA] if of_digits and not network_is_given else []
     return [words[0], *missing, *words[1:], *network]
 
 
