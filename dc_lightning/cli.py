@@ -35,9 +35,11 @@ from dc_lightning.run.checkpoints import Checkpoints, Interrupted
 from dc_lightning.run.commands import CondensationTrainer
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
 from dc_lightning.run.folder import set_run_folder
-from dc_lightning.run.progress import RunProgress
-from dc_lightning.synthetic import load_synthetic
+from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.synthetic import export, load_synthetic, ready_sets
+from dc_lightning.synthetic.formats import FORMATS
 from dc_lightning.synthetic.initial import INITS
+from dc_lightning.synthetic.ready import ready_set
 
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
@@ -258,8 +260,9 @@ class CondensationCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=list(words),
             parser_kwargs={
-                "description": "Dataset condensation. Besides the subcommands below, `export SET FOLDER` writes "
-                "images, `reproduce TABLE` runs a table of a paper and `report FOLDER` prints it; each has a --help.",
+                "description": "Dataset condensation. Besides the subcommands below, `export SET PATH` writes a set to "
+                "share, `sets` lists those that ship, `reproduce TABLE` runs a table of a paper and `report FOLDER` "
+                "prints it; each has a --help.",
                 **{name: {"default_env": False, "allow_abbrev": False} for name in CondensationCLI.subcommands()},
             },
         )
@@ -405,15 +408,30 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _export(words: Sequence[str]) -> int:
-    parser = OneSentenceParser(prog="dc-lightning export", description="Writes the images of a set as PNG files.")
-    parser.add_argument("set", metavar="SET", help="a synthetic.pt")
-    parser.add_argument("folder", metavar="FOLDER", help="a new folder, one folder a class below")
+    parser = OneSentenceParser(prog="dc-lightning export", description="Writes a set in a form to share it by.")
+    parser.add_argument("set", metavar="SET", help="a synthetic.pt, or the name of a set that ships")
+    parser.add_argument("path", metavar="PATH", help="a new folder, or a new file (npz, safetensors)")
+    parser.add_argument(
+        "--to", default="folder", metavar="FORMAT", help=f"{', '.join(FORMATS)}; folder has PNG files, parquet a card"
+    )
     options = parser.parse_args(words)
     sets = load_synthetic(options.set)
     if len(sets) > 1:
         raise InputError(f"'{options.set}' holds {len(sets)} sets; export takes a file of one, such as a synthetic.pt.")
-    sets[0].export(options.folder)
-    print(f"{len(sets[0].images)} images written to {options.folder}")
+    scores = next((ready.in_words() for ready in ready_sets() if ready.path == Path(options.set)), "")
+    if not Path(options.set).exists():
+        scores = ready_set(options.set).in_words()
+    print(export(sets[0], options.path, options.to, scores))
+    return 0
+
+
+def _sets(words: Sequence[str]) -> int:
+    parser = OneSentenceParser(prog="dc-lightning sets", description="Lists the sets that ship, with their scores.")
+    parser.parse_args(words)
+    short = {ready_set(ready.short_name).name: ready.short_name for ready in ready_sets()}
+    for ready in ready_sets():
+        names = " = ".join(filter(None, (ready.name, short.get(ready.name))))
+        say(f"{names}: {ready.results['columns'][0]['name']}, {ready.in_words()}")
     return 0
 
 
@@ -431,6 +449,7 @@ def _report(words: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": _export,
+    "sets": _sets,
     "reproduce": _reproduce,
     "report": _report,
 }

@@ -14,6 +14,8 @@ from torchvision.transforms import v2
 from dc_lightning.errors import InputError
 from dc_lightning.files import read_tensors
 from dc_lightning.pictures import PictureTree, in_unit_range, read_picture
+from dc_lightning.synthetic.formats import read_shared
+from dc_lightning.synthetic.ready import ready_set
 from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, SyntheticSet, folder_name
 
 _FORMATS = ("dc_lightning synthetic set 1", FORMAT)
@@ -30,7 +32,8 @@ def load_synthetic(
     """Reads all sets of a file or folder: one of ours, one per experiment of an authors' file, one of a folder.
 
     Args:
-        path: ours (``synthetic.pt``), an authors' published ``.pt``, or a folder of images in ImageFolder layout.
+        path: ours (``synthetic.pt``, or what ``export`` wrote), an authors' published ``.pt``, a folder of images in
+            ImageFolder layout, or the name of a set that ships with the package (`ready_sets`).
         mean: for files that do not say it; ours and exported folders do.
         std: likewise.
         class_names: likewise.
@@ -39,11 +42,12 @@ def load_synthetic(
     Raises:
         InputError: if the file is missing, corrupt, of another form, or would have to run code to be read.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"There is no synthetic set at '{path}'; give a .pt file or a folder of images.")
+    path = Path(path) if Path(path).exists() else ready_set(str(path)).path
     if path.is_dir():
         return [_read_folder(path, mean, std, class_names, background)]
+    shared = read_shared(path)
+    if shared is not None:
+        return [checked(shared, f"'{path}'")]
     content = read_tensors(path)
     if isinstance(content, dict) and content.get("format") in _FORMATS:
         return [_from_ours(content, path)]

@@ -141,9 +141,19 @@ class SyntheticSet(Dataset):
             return self
         images = self.images
         if self.space == "normalised":
-            pixels = images * self._channels(self.std) + self._channels(self.mean)
-            images = (pixels - self._channels(mean)) / self._channels(std)
+            images = (self.denormalised() - self._channels(mean)) / self._channels(std)
         return replace(self, images=images, mean=tuple(mean), std=tuple(std))
+
+    def viewable(self, decoded: bool = False) -> Tensor:
+        """The images as a picture can show them, float in [0, 1], with 1 or 3 channels; see `grid`."""
+        images = self._to_unit_range(self.decoded()[0]) if decoded else self.unit_range_images()
+        if images.shape[1] in (1, 3):
+            return images
+        return images[:, :3] if images.shape[1] > 3 else images.mean(dim=1, keepdim=True)
+
+    def denormalised(self) -> Tensor:
+        """Normalised images as pixels, not clamped."""
+        return self.images * self._channels(self.std) + self._channels(self.mean)
 
     def grid(self, decoded: bool = False) -> Tensor:
         """The images, one row a class (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``.
@@ -153,11 +163,9 @@ class SyntheticSet(Dataset):
 
         Of two channels the mean is shown, of four or more the first three.
         """
-        images, labels = self.unit_range_images(), self.hard_labels
+        images, labels = self.viewable(decoded), self.hard_labels
         if decoded:
-            images, labels = self._to_unit_range(self.decoded()[0]), labels.repeat(self.images_in_one)
-        if images.shape[1] not in (1, 3):  # bands that no picture shows
-            images = images[:, :3] if images.shape[1] > 3 else images.mean(dim=1, keepdim=True)
+            labels = labels.repeat(self.images_in_one)
         width = int(torch.bincount(labels).max())
         rows = []
         for label in range(self.num_classes):
@@ -171,7 +179,7 @@ class SyntheticSet(Dataset):
         factor = max(1, -(-300 // min(grid.shape[1:])))
         enlarged = grid.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
         buffer = io.BytesIO()
-        _picture(enlarged).save(buffer, format="PNG")
+        as_picture(enlarged).save(buffer, format="PNG")
         write_whole(path, buffer.getvalue())
 
     def save(self, path: str | Path) -> None:
@@ -211,7 +219,7 @@ class SyntheticSet(Dataset):
         for index, (image, label) in enumerate(zip(self.unit_range_images(), self.labels, strict=True)):
             target = folder / folder_name(int(label), self.class_names) / f"{index:05d}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            _picture(image).save(target)
+            as_picture(image).save(target)
         metadata = {
             "mean": self.mean,
             "std": self.std,
@@ -223,7 +231,7 @@ class SyntheticSet(Dataset):
         write_whole(folder / METADATA, json.dumps(metadata, indent=2).encode())
 
 
-def _picture(pixels: Tensor) -> Image.Image:
+def as_picture(pixels: Tensor) -> Image.Image:
     """Of pixels in [0, 1], rounded; torchvision alone would cut off what is below a step of 1/255."""
     return v2.functional.to_pil_image(pixels.mul(255).round().to(torch.uint8))
 

@@ -1,0 +1,138 @@
+"""Sets to share: every format keeps what it says it keeps, and comes back; sets that ship."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+
+from dc_lightning import InputError, SyntheticSet, load_synthetic
+from dc_lightning.cli import main
+from dc_lightning.synthetic import export, ready_sets
+from dc_lightning.synthetic.formats import faithfulness
+
+FILES = {"parquet": "data/train-00000-of-00001.parquet", "npz": "", "safetensors": ""}
+
+
+@pytest.fixture
+def synthetic():
+    images = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    names = ("cat", "a/dog", "10")
+    source = {"method": "test", "dataset": "Pets", "ipc": 2}
+    labels = torch.arange(3).repeat_interleave(2)
+    return SyntheticSet(images, labels, (0.3, 0.4, 0.5), (0.2, 0.3, 0.25), names, source, space="pixels", factor=2)
+
+
+@pytest.mark.parametrize("to", FILES)
+def test_formats_keep_every_bit_and_their_meaning(to, synthetic, tmp_path):
+    said = export(synthetic, tmp_path / "out", to)
+    assert "every bit" in said
+    (found,) = load_synthetic(tmp_path / "out" / FILES[to])
+    assert torch.equal(found.images, synthetic.images)
+    assert torch.equal(found.labels, synthetic.labels)
+    for name in ("mean", "std", "class_names", "source", "space", "factor", "formation", "method"):
+        assert getattr(found, name) == getattr(synthetic, name), name
+    with pytest.raises(InputError, match="is there already"):
+        export(synthetic, tmp_path / "out", to)
+
+
+@pytest.mark.parametrize("to", ["npz", "safetensors"])
+def test_soft_labels_are_kept(to, synthetic, tmp_path):
+    soft = SyntheticSet(
+        synthetic.images, torch.full((6, 3), 1 / 3), synthetic.mean, synthetic.std, synthetic.class_names
+    )
+    export(soft, tmp_path / "out", to)
+    assert torch.equal(load_synthetic(tmp_path / "out")[0].labels, soft.labels)
+
+
+def test_parquet_opens_in_datasets_and_its_card_is_one_of_a_hub(synthetic, tmp_path):
+    export(synthetic, tmp_path / "out", "parquet", "81.0 ± 0.5 % (ConvNet, n=3, recipe IDC)")
+    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "out/data/*.parquet"), split="train")
+    assert table.features["label"].names == ["cat", "a/dog", "10"]
+    assert isinstance(table[3]["image"], Image.Image)
+    assert table[3]["image"].size == (5, 4)
+    shown = np.asarray(table[3]["image"]).transpose(2, 0, 1) / 255
+    assert np.abs(shown - synthetic.images[3].clamp(0, 1).numpy()).max() <= 0.5 / 255 + 1e-6
+    assert np.array_equal(np.array(table[3]["pixels"], dtype=np.float32), synthetic.images[3].numpy())
+    whole = datasets.load_dataset(str(tmp_path / "out"), split="train")  # as a hub would, by the card
+    assert len(whole) == 6
+    header, text = (tmp_path / "out/README.md").read_text().split("---\n")[1:3]
+    assert yaml.safe_load(header)["task_categories"] == ["image-classification"]
+    assert "# Pets, condensed by test" in text
+    assert "81.0 ± 0.5 %" in text
+    assert "holds 4 training images" in text
+
+
+def test_other_files_of_these_kinds_are_named(synthetic, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    safetensors.torch.save_file({"x": torch.zeros(3)}, tmp_path / "b.safetensors")
+    datasets.Dataset.from_dict({"x": [1, 2]}).to_parquet(str(tmp_path / "c.parquet"))
+    for name, said in {
+        "a.npz": "has the arrays x",
+        "b.safetensors": "no synthetic set",
+        "c.parquet": "column pixels",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            load_synthetic(tmp_path / name)
+    export(synthetic, tmp_path / "d.npz", "npz")
+    whole = (tmp_path / "d.npz").read_bytes()
+    (tmp_path / "d.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        load_synthetic(tmp_path / "d.npz")
+    with pytest.raises(InputError, match=r"Unknown format 'parket': expected one of .* Did you mean 'parquet'"):
+        export(synthetic, tmp_path / "e", "parket")
+    soft = SyntheticSet(
+        synthetic.images, torch.full((6, 3), 1 / 3), synthetic.mean, synthetic.std, synthetic.class_names
+    )
+    with pytest.raises(InputError, match="hard labels only"):
+        export(soft, tmp_path / "f", "parquet")
+
+
+def test_without_a_library_a_sentence_says_what_to_install(synthetic, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(InputError, match=r"needs safetensors; install it by pip install 'dc_lightning\[hub\]'"):
+        export(synthetic, tmp_path / "out", "safetensors")
+
+
+def test_export_says_how_far_files_of_8_bits_are_from_the_set(synthetic):
+    inside = SyntheticSet(torch.rand(2, 1, 4, 4), torch.arange(2), (0.5,), (0.5,), ("a", "b"), space="pixels")
+    assert faithfulness(inside) == "8 bits move its pixels by at most 0.002"
+    assert "lie outside [0, 1]" in faithfulness(synthetic)
+
+
+def test_sets_that_ship_are_found_by_name_and_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(ready_sets()) >= 6
+    (by_short_name,), (by_name,) = load_synthetic("FashionMNIST/ipc10"), load_synthetic("fashion_mnist_dc_ipc10/seed_1")
+    assert (len(by_short_name.images), by_short_name.source["seed"]) == (100, 0)
+    assert by_name.source["seed"] == 1
+    assert main(["sets"]) == 0
+    listed = capsys.readouterr().out
+    assert "fashion_mnist_dc_ipc10/seed_0 = FashionMNIST/ipc10: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
+    assert main(["export", "FashionMNIST/ipc1", "out", "--to", "parquet"]) == 0
+    assert "Score: 70.8 ± 0.8 %" in Path("out/README.md").read_text()
+    assert main(["export", "FashionMNIST/ipc1", "folder"]) == 0
+    assert "as files it is another set" in capsys.readouterr().out
+    with pytest.raises(InputError, match="Did you mean 'FashionMNIST/ipc1"):
+        load_synthetic("FashionMNIST/ipc11")
+
+
+def test_sets_that_ship_are_package_data():
+    """What an installation would hold, as setup.cfg names it."""
+    code = (
+        "import json; from setuptools import Distribution; d = Distribution(); d.parse_config_files(); "
+        "command = d.get_command_obj('build_py'); command.ensure_finalized(); "
+        "print(json.dumps([name for entry in command._get_data_files() for name in entry[3]]))"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    names = json.loads(done.stdout.splitlines()[-1])
+    assert "results/fashion_mnist_dc_ipc10/seed_0/synthetic.pt" in names
+    assert "results/fashion_mnist_dc_ipc10/seed_0/results.json" in names
