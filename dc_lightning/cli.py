@@ -107,27 +107,26 @@ def _configuration_files(words: Sequence[str]) -> Iterator[tuple[Path, dict[str,
 def _with_known_classes(words: list[str]) -> list[str]:
     """Checks that the model and the data are classes that can be imported, and names the default where there is none.
 
-    Where the data are the digits and no network is named, that is one for their size.
+    Where no model is named, and the data are the digits, that has a network for their size.
 
     A default of the parser's would leave its arguments to another class that is named, whose own defaults would be
     overruled silently.
     """
-    missing, network_is_given = [], any(name.endswith((".network", "init_args.network")) for name, _ in _options(words))
+    missing = []
     for key, module, base in (("model", methods, Condenser), ("data", data, CondensationDataModule)):
         known = {name: part for name, part in vars(module).items() if inspect.isclass(part) and part is not base}
         given: list[Any] = [value for name, value in _options(words) if name in (key, f"{key}.class_path")]
         for _, content in _configuration_files(words):
             part = content.get(key)
-            network_is_given |= isinstance(part, dict) and "network" in (part.get("init_args") or {})
             given.append(part.get("class_path") if isinstance(part, dict) else part)
         given = [name for name in given if isinstance(name, str) and name]
         for name in given:
             if not name.startswith("{") and not Path(name).is_file():
                 find(key, {other: part for other, part in known.items() if issubclass(part, base)}, name)
         missing += [] if given else [f"--{key}", _DEFAULT_CLASSES[key]]
-    of_digits = given[-1:] == [] or given[-1].rpartition(".")[2] == _DEFAULT_CLASSES["data"]
-    network = ["--model.network", _NETWORK_OF_DEFAULT_DATA] if of_digits and not network_is_given else []
-    return [words[0], *missing, *words[1:], *network]
+    if missing[:1] == ["--model"] and {*given} <= {"Digits", "dc_lightning.data.Digits"}:
+        missing[2:2] = ["--model.network", _NETWORK_OF_DEFAULT_DATA]  # before the user's words, which overrule it
+    return [words[0], *missing, *words[1:]]
 
 
 def _refuse_seeds(words: Sequence[str]) -> None:
@@ -149,17 +148,20 @@ def _seed(value: int | bool | None) -> int:
     return value
 
 
-_PATHS = ("root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath", "synthetic")
+_PATHS = ("root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath", "synthetic", "other_recipes")
 
 
 def _expand_paths(config: Namespace) -> None:
     """Replaces ``~`` and ``$VARIABLE`` in every path, once for all that read it."""
     for key, value in list(config.items()):
-        if key.rpartition(".")[2] in _PATHS:
-            if isinstance(value, str):
-                config[key] = expanded(value)
-            elif isinstance(value, list):
-                config[key] = [expanded(path) if isinstance(path, str) else path for path in value]
+        is_path = key.rpartition(".")[2] in _PATHS
+        if is_path and isinstance(value, str):
+            config[key] = expanded(value)
+        for place, part in enumerate(value if isinstance(value, list) else []):
+            if isinstance(part, Namespace):
+                _expand_paths(part)
+            elif is_path and isinstance(part, str):
+                value[place] = expanded(part)
 
 
 _SWITCHES = {
@@ -194,16 +196,23 @@ def _refuse_switches(given: Namespace) -> None:
         raise InputError("trainer.strategy ddp_spawn would have to pickle the run; take ddp, or ddp_fork.")
 
 
+def _loggers(config: Namespace) -> list[Namespace]:
+    """Settings of the loggers; the first one's folder is that of the run."""
+    given = config.trainer.logger
+    found = given if isinstance(given, list) else [given]
+    return [logger for logger in found if isinstance(logger, Namespace)]
+
+
 def _is_tensorboard(logger: Any) -> bool:
     return isinstance(logger, Namespace) and str(logger.get("class_path", "")).endswith("TensorBoardLogger")
 
 
 def _newest_checkpoint(config: Namespace) -> str | None:
     """The ``last.ckpt`` written last below the logger's folder, for ``last`` and ``auto``."""
-    logger = config.trainer.logger
     folder = Path(config.trainer.default_root_dir or ".")
-    if _is_tensorboard(logger):
-        folder = Path(logger.init_args.save_dir, logger.init_args.name or "")
+    for logger in _loggers(config)[:1]:
+        own = logger.init_args.as_dict()
+        folder = Path(own.get("save_dir") or folder, own.get("name") or "" if _is_tensorboard(logger) else "")
     found = sorted(folder.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found and config.ckpt_path == "last":
         raise InputError(
@@ -324,9 +333,9 @@ class CondensationCLI(LightningCLI):
                 "PyTorch aborts; take trainer.strategy ddp, or leave the compilation off."
             )
         compile_networks(config.compile)
-        if config.trainer.default_root_dir and _is_tensorboard(config.trainer.logger):
-            logger = config.trainer.logger.init_args
-            logger.save_dir = config.trainer.default_root_dir if logger.save_dir == "." else logger.save_dir
+        for logger in filter(_is_tensorboard, _loggers(config)):
+            if config.trainer.default_root_dir and logger.init_args.save_dir == ".":
+                logger.init_args.save_dir = config.trainer.default_root_dir
         config.weights_only = True  # a checkpoint that would run code is refused
         if self.subcommand == "fit" and config.ckpt_path in ("last", "auto"):
             config.ckpt_path = _newest_checkpoint(config)
@@ -342,12 +351,14 @@ class CondensationCLI(LightningCLI):
         if checkpoint.parent.name != "checkpoints":
             return
         set_run_folder(self.trainer, folder)
-        if _is_tensorboard(config.trainer.logger):
-            settings = config.trainer.logger.init_args.as_dict()
+        loggers = _loggers(config)
+        if loggers and _is_tensorboard(loggers[0]):
+            settings = loggers[0].init_args.as_dict()
             settings |= {"save_dir": str(folder.parent), "name": "", "version": folder.name}
             if self.trainer.is_global_zero:
                 _wait_for_a_later_second(folder)
-            self.trainer.logger = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
+            first = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
+            self.trainer.loggers = [first, *self.trainer.loggers[1:]]
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given: LightningCLI would let the checkpoint's win silently."""

@@ -191,7 +191,8 @@ def scripted_network(channels, num_classes, image_size):
 
 @pytest.fixture
 def ten_logits(monkeypatch):
-    monkeypatch.setattr("dc_lightning.methods.base.check_network", lambda *_: None)
+    for module in ("base", "idc"):
+        monkeypatch.setattr(f"dc_lightning.methods.{module}.check_network", lambda *_: None)
 
 
 @pytest.mark.parametrize("entry", GOLDEN["training"], ids=settings_of)

@@ -214,6 +214,7 @@ def test_a_class_smaller_than_its_clusters_gives_all_it_has(tmp_path):
         ({"network": "MLP"}, "IDC compares the gradients of convolutions, and the network MLP has none"),
         ({"network": {**NETWORK, "init_args": {**NETWORK["init_args"], "normalization": "batch"}}}, "BatchNorm cannot"),
         ({"distance": "cos"}, "no rate of the authors' for the distance cos; give lr_images"),
+        ({"distance": {"class_path": "conftest.ScaledError"}}, "no rate .* distance conftest.ScaledError; give lr_im"),
         ({"distance": "l3"}, "Unknown distance 'l3'"),
         ({"outer_steps": 0}, "outer_steps must be at least 1"),
         ({"batch_network": 0}, "batch_network must be at least 1"),
@@ -232,6 +233,35 @@ def test_a_resume_with_another_factor_is_refused(whole, tmp_path, monkeypatch, c
     last = str(folder / RUN / "checkpoints/last.ckpt")
     assert main([*args, "--model.factor", "1", "--trainer.max_epochs", "4", "--ckpt_path", last]) == 2
     assert "factor was 2 and is 1" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("method", [IDC, DREAM])
+def test_other_precisions_give_finite_images(method, precision, tmp_path):
+    trainer = pl.Trainer(
+        max_epochs=1,
+        precision=precision,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    module = method(network=NETWORK, outer_steps=2, network_images=8)
+    trainer.fit(module, datamodule=TinyData(batch_real=4))
+    assert bool(module.images.isfinite().all())
+
+
+def test_a_recipe_of_plain_epochs_trains_the_whole_set_as_long_as_it_says(whole, tmp_path, monkeypatch):
+    args, _ = whole
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    baseline = ["--evaluation.baselines", "[whole set]", "--evaluation.whole_set_epochs", "1"]
+    assert main([*args, "--trainer.max_epochs", "1", *baseline]) == 0
+    (score,) = json.loads((tmp_path / RUN / "results.json").read_text())["columns"][1]["scores"]
+    assert score["epochs"] == 1
+    assert "cutmix(0.5)" not in score["augmentation"]
 
 
 # What is drawn, against an independent version, image by image

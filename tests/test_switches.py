@@ -122,6 +122,28 @@ def test_a_run_that_time_ended_says_so_and_how_to_resume(epochs, capsys):
     assert f"outer iteration {done + 3}/{done + 3}" in capsys.readouterr().out
 
 
+def test_several_loggers_are_resumed_in_the_folder_of_the_first(capsys, monkeypatch):
+    words = [*FAST, "--trainer.logger+=CSVLogger", "--trainer.logger.save_dir", "~/csv"]
+    words += ["--trainer.default_root_dir", "runs"]
+    monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
+    assert main(words) == 0
+    assert Path("runs/lightning_logs/version_0/results.json").is_file()
+    assert Path("home/csv/lightning_logs/version_0/metrics.csv").is_file()
+    assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "auto"]) == 0
+    assert "outer iteration 3/3" in capsys.readouterr().out
+    assert json.loads(Path("runs/lightning_logs/version_0/results.json").read_text())["source"]["iteration"] == 3
+    assert [path.name for path in Path("runs/lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_a_bare_fit_takes_a_network_of_the_digits_size_unless_one_is_named():
+    short = ["--trainer.max_epochs", "1", "--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "1"]
+    short += ["--evaluation.every_n", "0", "--evaluation.baselines", "[]", "--trainer.accelerator", "cpu"]
+    for words, network in (([], "ConvNetD2"), (["--model.network.class_path", "conftest.TinyNet"], "conftest.TinyNet")):
+        assert main(["fit", *short, *words]) == 0
+        newest = max(Path().glob("**/results.json"), key=lambda path: path.stat().st_mtime_ns)
+        assert json.loads(newest.read_text())["columns"][0]["scores"][0]["network"] == network
+
+
 LOGGERS = {
     "none": ["--trainer.logger", "false"],
     "CSV": ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"],
@@ -274,6 +296,10 @@ def test_more_channels_than_a_picture_has_end_no_run(tmp_path):
 def test_a_method_is_loaded_from_its_checkpoint_without_a_run():
     assert main([*FAST, "--model.ipc", "3", "--model.inner_epochs", "1"]) == 0
     module = CondensationModule.load_from_checkpoint("lightning_logs/version_0/checkpoints/last.ckpt")
+    again = CondensationModule.load_from_checkpoint("lightning_logs/version_0/checkpoints/last.ckpt")
+    pl.Trainer(max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False).fit(
+        again, datamodule=TinyData()
+    )
     (synthetic,) = dc_lightning.load_synthetic("lightning_logs/version_0/synthetic.pt")
     assert torch.equal(module.images.detach(), synthetic.images)
     assert module.ipc == 3

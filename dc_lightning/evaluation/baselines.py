@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -78,6 +78,11 @@ class WholeSet:
     epochs: int
     folder: Path
 
+    @property
+    def own_recipe(self) -> Recipe:
+        """That of the evaluation for so many epochs, without CutMix: what is learnt is counted image by image."""
+        return replace(self.recipe, cutmix=0.0).with_epochs(self.epochs - self.recipe.epochs_from_zero)
+
     def network(self, network: Spec, number: int, report: Report | None = None) -> WholeSetNetwork:
         """Trains a network on the whole training set, or reads the one that was.
 
@@ -90,7 +95,11 @@ class WholeSet:
             InputError: if the file of a network is something else.
         """
         data, real = self.evaluator.data, _real(self.evaluator.data)
-        job = Job(network, self.recipe.with_epochs(self.epochs - 1), self.evaluator.network_seed(network, number))
+        job = Job(
+            network,
+            self.own_recipe,
+            self.evaluator.network_seed(network, number),
+        )
         path = self._path(job)
         if path.is_file():
             content = read_tensors(path)
@@ -123,7 +132,7 @@ class WholeSet:
         def train(number: int, job: Job, report: Report) -> float:
             return self.network(job.network, number, report).accuracy
 
-        return self.evaluator.spread(networks, count, self.recipe.with_epochs(self.epochs - 1), train, "whole set")
+        return self.evaluator.spread(networks, count, self.own_recipe, train, "whole set")
 
     def select(self, method: Method, ipc: int, network: Spec) -> SyntheticSet:
         """Real images chosen by a method; all but random ones by a network of the whole set.

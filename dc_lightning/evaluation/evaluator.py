@@ -30,7 +30,7 @@ class Score:
         network: name of the architecture.
         accuracies: on the test set, in [0, 1], one a network.
         seeds: of each network: its weights, the order of its batches, its augmentation.
-        epochs: E of the recipe; E + 1 were run.
+        epochs: E of the recipe; see `Recipe.epochs_run`.
         augmentation: names of the operations.
         recipe: its name.
         loss: its loss.

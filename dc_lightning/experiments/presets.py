@@ -95,7 +95,7 @@ class Preset:
 
 def dataset_class(name: str) -> Any:
     """The data module of a dataset of ours; of another the base class, which has the defaults."""
-    found = getattr(data, name, None)
+    found = getattr(data, name.partition(" validation ")[0], None)
     return found if inspect.isclass(found) else data.CondensationDataModule
 
 

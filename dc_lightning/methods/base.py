@@ -245,8 +245,7 @@ class Condenser(LightningModule):
             count = self.ipc * self.factor**2
             images = pack_classes(self.starting_images(count), count, self.factor)
             self.images = nn.Parameter(data.denormalize(images) if self.space == "pixels" else images)
-            labels = torch.arange(data.num_classes).repeat_interleave(self.ipc)
-            self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("labels", torch.arange(data.num_classes).repeat_interleave(self.ipc), persistent=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD of the images."""
@@ -333,6 +332,7 @@ class Condenser(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the network of an outer iteration that was interrupted, where the settings are the same."""
         require_same(checkpoint, self)
+        self._unregistered.clear()
         self._resumed_network, self._losses = checkpoint.get("network"), checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
         self.resumed_at = self._curve[0]

@@ -206,7 +206,7 @@ class EvaluationCallback(Callback):
         condensed_with = part_name(module.network_spec)
         print_table(columns, f"{found['dataset']}, {module.ipc} per class, condensed with {condensed_with}")
         if not self._writes(trainer):
-            say("fast_dev_run: one matching step and one network of two epochs; nothing was written.")
+            say("fast_dev_run: one matching step and one short training; nothing was written.")
             return
         say(f"synthetic set  {self.folder / 'synthetic.pt'}")
         say(f"images         {self.folder / 'synthetic.png'}")

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,9 +90,13 @@ class SyntheticSet(Dataset):
         return len(self.labels) * self.images_in_one
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.decoded() if self.factor > 1 or self.space == "pixels" else (self.images, self.labels)
+        images, labels = self._decoded
         image = images[index]
         return (image if self.normalized else self._to_unit_range(image)), labels[index]
+
+    @cached_property
+    def _decoded(self) -> tuple[Tensor, Tensor]:
+        return self.decoded()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.decoded()
