@@ -101,8 +101,11 @@ def test_packing_keeps_the_size_and_decoding_inverts_it_for_flat_images(size, fa
         torch.testing.assert_close(decode(packed, factor), flat)
 
 
-@pytest.mark.parametrize("chunk", [None, 3])
-@pytest.mark.parametrize("entry", GOLDEN["matching"], ids=settings_of)
+@pytest.mark.parametrize(
+    ("entry", "chunk"),
+    [(entry, None) for entry in GOLDEN["matching"]] + [(GOLDEN["matching"][place], 3) for place in (0, 7)],
+    ids=lambda value: settings_of(value) if isinstance(value, dict) else str(value),
+)
 def test_losses_and_image_gradients_are_those_of_the_authors_code(entry, chunk):
     channels, size, ipc, metric = (entry[key] for key in ("channels", "size", "ipc", "metric"))
     network = golden_network(entry)

@@ -54,7 +54,7 @@ def test_resume_after_a_kill_gives_the_same_bits(count, whole, tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("size", ["2", "4"])
+@pytest.mark.parametrize("size", ["2", pytest.param("4", marks=pytest.mark.slow)])
 def test_several_processes_give_the_same(size, whole, tmp_path):
     args, folder = whole
     assert run([*args, "--trainer.strategy", "ddp_fork", "--trainer.devices", size], tmp_path) == 0
