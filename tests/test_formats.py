@@ -95,6 +95,46 @@ def test_other_files_of_these_kinds_are_named(synthetic, tmp_path):
         export(soft, tmp_path / "f", "parquet")
 
 
+def test_published_files_of_idc_are_pixels_of_a_factor_that_must_be_said(tmp_path):
+    images, labels = torch.rand(4, 1, 6, 6), torch.arange(2).repeat_interleave(2)
+    torch.save([images, labels], tmp_path / "data.pt")
+    with pytest.raises(InputError, match=r"form of IDC's files.* give the factor, 2 for IDC"):
+        load_synthetic(tmp_path / "data.pt", (0.3,), (0.2,))
+    (found,) = load_synthetic(tmp_path / "data.pt", (0.3,), (0.2,), factor=2)
+    assert (found.space, found.factor, len(found)) == ("pixels", 2, 16)
+    assert torch.equal(found.images, images)
+
+
+def test_published_files_of_mtt_are_two_whose_space_must_be_said(tmp_path):
+    images, logits = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
+    torch.save(images, tmp_path / "images_best.pt")
+    with pytest.raises(InputError, match=r"a single tensor; give the images of a set"):
+        load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3)
+    torch.save(torch.arange(4), tmp_path / "labels_best.pt")
+    with pytest.raises(InputError, match=r"give the space, normalised or pixels. Whitened"):
+        load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3)
+    (found,) = load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3, space="normalised")
+    assert torch.equal(found.decoded()[0], images)
+    torch.save(logits, tmp_path / "labels_best.pt")
+    with pytest.raises(InputError, match="if they are logits, say so"):
+        load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3, space="normalised")
+    (soft,) = load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3, space="normalised", labels="logits")
+    torch.testing.assert_close(soft.labels, logits.softmax(1))
+
+
+def test_evaluate_takes_what_a_file_does_not_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    torch.save([torch.rand(3, 1, 6, 6), torch.arange(3)], "data.pt")
+    words = ["evaluate", "--data", "conftest.TinyData", "--synthetic", "data.pt", "--evaluation.num_networks", "1"]
+    words += ["--evaluation.networks", "MLP", "--evaluation.recipe.epochs", "1", "--trainer.accelerator", "cpu"]
+    words += ["--evaluation.baselines", "[]"]
+    assert main(words) == 2
+    assert "give the factor" in capsys.readouterr().err
+    assert main([*words, "--factor", "2"]) == 0
+    assert "12 images in 3" in capsys.readouterr().out
+
+
 def test_without_a_library_a_sentence_says_what_to_install(synthetic, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(InputError, match=r"needs safetensors; install it by pip install 'dc_lightning\[hub\]'"):

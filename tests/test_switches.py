@@ -305,6 +305,16 @@ def test_a_method_is_loaded_from_its_checkpoint_without_a_run():
     assert module.ipc == 3
 
 
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_openmp_sleeps_while_it_waits_unless_the_environment_says_otherwise(given):
+    code = "import os, sys; sys.argv[1:] = ['--version']; from dc_lightning.__main__ import run; run(); "
+    code += "print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[-1] == (given or "PASSIVE")
+
+
 # Labels are those of the items
 
 

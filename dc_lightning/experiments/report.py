@@ -22,6 +22,7 @@ from dc_lightning.evaluation.selection import Selection
 from dc_lightning.experiments.paper import DATASETS, POOL_OF, SELECTIONS, TABLE_1, TABLE_2, TABLES, WHOLE_SET, Accuracy
 from dc_lightning.experiments.presets import (
     compares_distances,
+    epochs_run,
     is_ours,
     made_with,
     own_recipe,
@@ -34,6 +35,7 @@ from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.parts import part_name
 from dc_lightning.run.results import read_results
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
+from dc_lightning.synthetic.formation import images_in_one
 from dc_lightning.synthetic.reading import OLD_NAMES
 
 _BOUNDS = ("random", "whole set")
@@ -127,6 +129,8 @@ def _label(source: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """How a set was made, and the departures from its method's protocol where it was by nobody's preset."""
     method = str(source.get("method", "synthetic"))
     stored = [str(source["stored_as"])] if "stored_as" in source else []
+    held = images_in_one(int(source.get("factor", 1)), "multi" if source.get("formation") == "multi" else "single")
+    stored += [f"{held} images in one"] if held > 1 else []
     plain = {key: value for key, value in source.items() if key != "stored_as"}
     if method in get_args(Selection):
         by = part_name(source.get("features") or "ConvNet")
@@ -157,8 +161,8 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
             here = [{**trained, "seed": content.get("seed"), **source} for source in here]
         for score in column["scores"]:
             epochs = int(score["epochs"]) if name == "whole set" else None
-            scored = [f"{epochs + 1} epochs"] if epochs is not None else []
             recipe = str(score.get("recipe", "DC"))
+            scored = [f"{epochs_run(recipe, epochs)} epochs"] if epochs is not None else []
             scored += [f"recipe {recipe}"] if recipe != own_recipe(name) else []
             scored += scoring_departures(content, score, epochs)
             pairs = list(zip([int(seed) for seed in score["seeds"]], score["accuracies"], strict=True))

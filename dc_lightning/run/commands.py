@@ -16,6 +16,8 @@ from dc_lightning.run.evaluation_callback import EvaluationCallback
 from dc_lightning.run.folder import run_folder
 from dc_lightning.run.progress import RunProgress
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
+from dc_lightning.synthetic.reading import Labels
+from dc_lightning.synthetic.synthetic_set import Space
 
 
 class CondensationTrainer(Trainer):
@@ -32,6 +34,9 @@ class CondensationTrainer(Trainer):
         datamodule: CondensationDataModule,
         synthetic: str | list[str],
         experiment: int | None = None,
+        space: Space | None = None,
+        factor: int | None = None,
+        labels: Labels | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -40,15 +45,21 @@ class CondensationTrainer(Trainer):
         Args:
             model: names the condensing network, for the pools S and SS, where the set does not.
             datamodule: the data that the set was made for.
-            synthetic: a file of ours, a published file of the authors', or a folder of images; or a list of them.
+            synthetic: what `load_synthetic` reads, or a list of such paths.
             experiment: number of one set in an authors' file; None takes all of them.
+            space: of the images, normalised or pixels, where a file does not say it.
+            factor: training images along each side of a stored one, likewise.
+            labels: what soft labels are, probabilities or logits, likewise.
             ckpt_path: not used; accepted so that the configuration of a fit can be given.
             weights_only: not used, like ckpt_path.
         """
         paths = [synthetic] if isinstance(synthetic, str) else synthetic
 
         def work(callback: EvaluationCallback) -> None:
-            sets = _load(paths, experiment, datamodule)
+            given = {"space": space, "factor": factor, "labels": labels}
+            sets = _load(
+                paths, experiment, datamodule, {key: value for key, value in given.items() if value is not None}
+            )
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
             callback.check(self, datamodule, condensed_with, sets)
             callback.evaluate_saved(self, datamodule, sets, condensed_with, ", ".join(paths))
@@ -85,11 +96,11 @@ class CondensationTrainer(Trainer):
         _in_processes(self, model, datamodule, work)
 
 
-def _load(paths: list[str], experiment: int | None, data: CondensationDataModule) -> list[SyntheticSet]:
-    background = getattr(data, "background", "white")
-    sets = [
-        found for path in paths for found in load_synthetic(path, data.mean, data.std, data.class_names, background)
-    ]
+def _load(
+    paths: list[str], experiment: int | None, data: CondensationDataModule, unsaid: dict[str, Any]
+) -> list[SyntheticSet]:
+    unsaid = {"background": getattr(data, "background", "white"), **unsaid}
+    sets = [found for path in paths for found in load_synthetic(path, data.mean, data.std, data.class_names, **unsaid)]
     if experiment is not None:
         if not 0 <= experiment < len(sets):
             raise InputError(

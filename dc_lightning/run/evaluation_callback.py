@@ -245,7 +245,7 @@ class EvaluationCallback(Callback):
             check_fits(synthetic, data)
         networks = pool(self.networks, condensed_with)
         check_networks(networks, data)
-        small = [part_name(each) for each in [condensed_with, *networks] if normalises_small_maps(each, data)]
+        small = [part_name(each) for each in networks if normalises_small_maps(each, data)]
         if small and trainer.is_global_zero:
             log.warning(
                 f"{', '.join(dict.fromkeys(small))} normalises maps of 2x2 pixels or less, of images of "

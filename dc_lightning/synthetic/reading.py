@@ -5,21 +5,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+from typing_extensions import Unpack
 
 from dc_lightning.errors import InputError
 from dc_lightning.files import read_tensors
 from dc_lightning.pictures import PictureTree, in_unit_range, read_picture
 from dc_lightning.synthetic.formats import read_shared
 from dc_lightning.synthetic.ready import ready_set
-from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, SyntheticSet, folder_name
+from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, Space, SyntheticSet, folder_name
+
+Labels = Literal["probabilities", "logits"]
 
 _FORMATS = ("dc_lightning synthetic set 1", FORMAT)
 OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
+
+
+class Unsaid(TypedDict, total=False):
+    """What a file of others does not say.
+
+    Args:
+        background: of what is transparent in a folder of images, white where it is not given; see `read_picture`.
+        space: whether images are normalised, or pixels in [0, 1].
+        factor: training images along each side of a stored one.
+        labels: whether soft labels are probabilities or logits.
+    """
+
+    background: str
+    space: Space
+    factor: int
+    labels: Labels
 
 
 def load_synthetic(
@@ -27,24 +46,25 @@ def load_synthetic(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
-    background: str = "white",
+    **unsaid: Unpack[Unsaid],
 ) -> list[SyntheticSet]:
-    """Reads all sets of a file or folder: one of ours, one per experiment of an authors' file, one of a folder.
+    """Reads all sets of a file or folder, recognised by content: one of ours, one per experiment of an authors' file.
 
     Args:
-        path: ours (``synthetic.pt``, or what ``export`` wrote), an authors' published ``.pt``, a folder of images in
-            ImageFolder layout, or the name of a set that ships with the package (`ready_sets`).
+        path: ours (``synthetic.pt``, or what ``export`` wrote); a published ``.pt``: of DC, DSA and DM (normalised), of
+            IDC and DREAM (pixels; asks for ``factor``), of MTT and its kin (``images_*.pt`` beside ``labels_*.pt``;
+            asks for ``space``); a folder of images in ImageFolder layout; or the name of a set that ships (`ready_sets`).
         mean: for files that do not say it; ours and exported folders do.
         std: likewise.
         class_names: likewise.
-        background: of what is transparent in a folder of images; see `read_picture`.
+        **unsaid: see `Unsaid`.
 
     Raises:
         InputError: if the file is missing, corrupt, of another form, or would have to run code to be read.
     """
     path = Path(path) if Path(path).exists() else ready_set(str(path)).path
     if path.is_dir():
-        return [_read_folder(path, mean, std, class_names, background)]
+        return [_read_folder(path, mean, std, class_names, unsaid.get("background", "white"))]
     shared = read_shared(path)
     if shared is not None:
         return [checked(shared, f"'{path}'")]
@@ -54,10 +74,43 @@ def load_synthetic(
     if isinstance(content, dict) and isinstance(content.get("data"), list) and content["data"]:
         pairs = content["data"]
         return [_from_authors(pair, path, index, mean, std, class_names) for index, pair in enumerate(pairs)]
+    found = _of_others(content, path, unsaid)
+    if found is not None:
+        images, labels, space, factor = found
+        source = {"method": "authors' file", "file": path.name}
+        names, where = tuple(class_names or ()), f"'{path}'"
+        given = SyntheticSet(images, labels, tuple(mean or ()), tuple(std or ()), names, source)
+        soft = unsaid.get("labels") == "logits" and isinstance(labels, Tensor)
+        given = replace(given, labels=labels.softmax(dim=1)) if soft else given
+        return [checked(replace(given, space=space, factor=factor), where)]
     raise InputError(
-        f"'{path}' is not a synthetic set: expected a file of this package, or the authors' form "
+        f"'{path}' is not a synthetic set: expected a file of this package, or a published form such as "
         "{'data': [[images, labels], ...]}."
     )
+
+
+def _of_others(content: Any, path: Path, unsaid: Unsaid) -> tuple[Any, Any, Space, int] | None:
+    """Images, labels, space and factor of a published file of IDC's or MTT's form; None if it is of another."""
+    if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(part, Tensor) for part in content):
+        if "factor" not in unsaid:
+            raise InputError(
+                f"'{path}' has the form of IDC's files, pixels and labels, which do not say how many training images "
+                "are in a stored one; give the factor, 2 for IDC, 1 for IDC-I."
+            )
+        return content[0], content[1], unsaid.get("space", "pixels"), unsaid["factor"]
+    if not isinstance(content, Tensor):
+        return None
+    partner = path.with_name(path.name.replace("images", "labels"))
+    if "images" not in path.name or not partner.is_file():
+        raise InputError(
+            f"'{path}' holds a single tensor; give the images of a set, images_*.pt, with labels_*.pt beside them."
+        )
+    if "space" not in unsaid:
+        raise InputError(
+            f"'{path}' does not say what its images are; give the space, normalised or pixels. Whitened (ZCA) images "
+            "are neither: turn them back by the matrix they were made with."
+        )
+    return content, read_tensors(partner), unsaid["space"], unsaid.get("factor", 1)
 
 
 def checked(synthetic: SyntheticSet, where: str) -> SyntheticSet:
@@ -84,7 +137,10 @@ def checked(synthetic: SyntheticSet, where: str) -> SyntheticSet:
     if labels.dim() == 2:
         sums = labels.double().sum(dim=1)
         if bool((labels < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-            raise InputError(f"{where}: soft labels must be probabilities that sum to 1 for every image.")
+            raise InputError(
+                f"{where}: soft labels must be probabilities that sum to 1 for every image; if they are logits, say so "
+                "by labels."
+            )
         count, classes = labels.shape[1], labels.float()
     else:
         classes = labels.long()
