@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from dc_lightning.errors import InputError, with_place
+from dc_lightning.errors import InputError, suggestion, with_place
 from dc_lightning.parts import Spec, arguments_of, find, part_name
 from dc_lightning.seeds import seeded
 
@@ -339,9 +339,10 @@ def make_network(spec: Spec, shape: Shape, seed: int) -> nn.Module:
     """A freshly initialised network on the CPU, in train mode; the seed alone decides its weights.
 
     Args:
-        spec: name of the paper's, import path of a callable ``(channels, num_classes, image_size)``, or of one that
-            takes ``num_classes`` alone, as torchvision's functions do, whose first convolution is then adapted to the
-            channels; or a mapping with such a ``class_path`` and further ``init_args``.
+        spec: name of the paper's; ``torchvision:NAME`` or ``timm:NAME``, untrained; import path of a callable
+            ``(channels, num_classes, image_size)``, or of one that takes ``num_classes`` alone, as torchvision's
+            functions do, whose first convolution is then adapted to the channels; or a mapping with such a
+            ``class_path`` and further ``init_args``.
         shape: of images and logits.
         seed: of the weights.
 
@@ -349,7 +350,8 @@ def make_network(spec: Spec, shape: Shape, seed: int) -> nn.Module:
         InputError: if there is no such network.
         ValueError: if the network cannot take the image size.
     """
-    factory = find("network", NETWORKS, spec)
+    library, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    factory = _of_library(library, name) if colon else find("network", NETWORKS, spec)
     with seeded(seed):
         if _takes_shape(factory, arguments_of(spec)):
             made = factory(shape.channels, shape.num_classes, shape.image_size, **arguments_of(spec))
@@ -357,6 +359,33 @@ def make_network(spec: Spec, shape: Shape, seed: int) -> nn.Module:
             made = factory(num_classes=shape.num_classes, **arguments_of(spec))
             _adapt_first_convolution(made, shape.channels)
     return cast(nn.Module, made).train()
+
+
+def _of_library(library: str, name: str) -> Callable[..., Any]:
+    """The function of torchvision, or of timm, that makes a network of that name."""
+    if library == "torchvision":
+        from torchvision import models
+
+        if name in models.list_models():
+            return cast(Callable[..., Any], models.get_model_builder(name))
+        raise InputError(f"torchvision has no network '{name}'.{suggestion(name, models.list_models())}")
+    if library != "timm":
+        raise InputError(f"Networks are taken from torchvision:NAME or timm:NAME, got '{library}:{name}'.")
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"'timm:{name}' needs timm; install it by pip install 'dc_lightning[timm]'.") from error
+    if not timm.is_model(name):
+        raise InputError(f"timm has no network '{name}'.{suggestion(name, timm.list_models())}")
+
+    def make(channels: int, num_classes: int, image_size: ImageSize) -> nn.Module:
+        shape: Any = {"num_classes": num_classes, "in_chans": channels}
+        try:
+            return timm.create_model(name, **shape, img_size=image_size)
+        except TypeError:  # only some have a size
+            return timm.create_model(name, **shape)
+
+    return make
 
 
 def _takes_shape(factory: Callable[..., Any], arguments: dict[str, Any]) -> bool:

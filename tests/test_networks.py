@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -119,3 +120,28 @@ def test_a_near_name_is_suggested_and_a_failing_module_is_placed(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"KeyError: 'gone' \(.*failing_part.py, line 3\)"):
         make_network("failing_part.Net", Shape(), 0)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet10t", "timm:vit_tiny_patch16_224"])
+def test_networks_of_libraries_by_name(name):
+    first, again = (make_network(name, Shape(1, 7, (32, 32)), 5) for _ in range(2))
+    assert first(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    assert all(torch.equal(*pair) for pair in zip(first.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:resnet19", "torchvision has no network 'resnet19'. Did you mean 'resnet18'"),
+        ("timm:resnet10", "timm has no network 'resnet10'. Did you mean 'resnet10t'"),
+        ("keras:resnet18", "from torchvision:NAME or timm:NAME, got 'keras:resnet18'"),
+    ],
+)
+def test_unknown_networks_of_libraries_are_named(name, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make_network(name, Shape(), 5)
+
+
+def test_a_network_of_a_library_that_cannot_take_the_size_is_named():
+    with pytest.raises(InputError, match="torchvision:alexnet cannot take images of 1x8x8"):
+        check_network("torchvision:alexnet", Shape(1, 7, (8, 8)))

@@ -36,9 +36,9 @@ def pool(networks: str | Sequence[Spec], condensed_with: Spec) -> list[Spec]:
     if networks == "SS":
         return [condensed_with]
     if networks == "S":
-        is_paper_name = isinstance(condensed_with, str) and "." not in condensed_with
-        return [condensed_with.split("BN")[0] if is_paper_name and isinstance(condensed_with, str) else condensed_with]
-    if networks not in POOLS and networks not in NETWORKS and "." not in networks:
+        is_ours = isinstance(condensed_with, str) and not {".", ":"} & set(condensed_with)
+        return [condensed_with.split("BN")[0] if is_ours and isinstance(condensed_with, str) else condensed_with]
+    if networks not in POOLS and networks not in NETWORKS and not {".", ":"} & set(networks):
         raise InputError(
             f"Unknown pool or network '{networks}': expected one of the pools S, SS, {', '.join(POOLS)}, one of the "
             f"networks {', '.join(NETWORKS)}, the import path of your own, or a list of networks."

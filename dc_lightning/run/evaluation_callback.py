@@ -20,6 +20,7 @@ from dc_lightning.errors import InputError, require_at_least, suggestion
 from dc_lightning.evaluation import Evaluator, Recipe, Score, load_recipe
 from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.evaluator import Group, check_fits, check_networks
+from dc_lightning.evaluation.fairness import Fairness, fairness
 from dc_lightning.evaluation.pools import pool
 from dc_lightning.evaluation.selection import Method, Selection
 from dc_lightning.matching.embeddings import embed
@@ -205,6 +206,7 @@ class EvaluationCallback(Callback):
                 logger.save()
         condensed_with = part_name(module.network_spec)
         print_table(columns, f"{found['dataset']}, {module.ipc} per class, condensed with {condensed_with}")
+        _say_fairness(columns)
         if not self._writes(trainer):
             say("fast_dev_run: one matching step and one short training; nothing was written.")
             return
@@ -285,6 +287,7 @@ class EvaluationCallback(Callback):
         self._publish(trainer, columns, {**found, "sources": [synthetic.source for synthetic in sets]})
         if trainer.is_global_zero:
             print_table(columns, f"{data.title}, {sets[0].ipc} per class, {path}")
+            _say_fairness(columns)
             say(f"results        {self.folder / 'results.json'}")
 
     def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
@@ -411,10 +414,11 @@ class EvaluationCallback(Callback):
         return {**chosen, "trainer": {"max_epochs": self.configuration.get("trainer", {}).get("max_epochs", 0)}}
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
-        seconds = self._seconds()
+        seconds, fair = self._seconds(), _fairness(columns)
         self.results = {
             **content,
             "columns": [column.to_dict() for column in columns],
+            **({"fairness": [each.to_dict() for each in fair]} if fair else {}),
             "seed": self.seed,
             "configuration": self.configuration,
             "finished": now(),
@@ -430,6 +434,22 @@ class EvaluationCallback(Callback):
             Evaluated(self.folder / ".evaluated", self._group.rank).remove()
         if isinstance(trainer.progress_bar_callback, RunProgress):
             trainer.progress_bar_callback.close()
+
+
+def _fairness(columns: Sequence[Column]) -> list[Fairness]:
+    """Of the first column, where random images and the whole set stand beside it."""
+    by_name = {column.name: column.scores for column in columns[1:]}
+    if not {"random", "whole set"} <= set(by_name):
+        return []
+    return fairness(columns[0].scores, by_name["random"], by_name["whole set"])
+
+
+def _say_fairness(columns: Sequence[Column]) -> None:
+    for each in _fairness(columns):
+        say(
+            f"{each.network}, recipe {each.recipe}: {100 * each.ior:.1f} points over random, {100 * each.hlr:.1f} "
+            f"below the whole set; LRS {each.lrs:.1f} (random {each.lrs_random:.1f}, whole set {each.lrs_whole_set:.1f})"
+        )
 
 
 def _about(data: CondensationDataModule) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def load_synthetic(
     Args:
         path: ours (``synthetic.pt``, or what ``export`` wrote); a published ``.pt``: of DC, DSA and DM (normalised), of
             IDC and DREAM (pixels; asks for ``factor``), of MTT and its kin (``images_*.pt`` beside ``labels_*.pt``;
-            asks for ``space``); a folder of images in ImageFolder layout; or the name of a set that ships (`ready_sets`).
+            asks for ``space``); a folder of images in ImageFolder layout; or a set that ships (`ready_sets`), by name.
         mean: for files that do not say it; ours and exported folders do.
         std: likewise.
         class_names: likewise.
