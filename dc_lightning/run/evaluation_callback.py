@@ -446,10 +446,9 @@ def _fairness(columns: Sequence[Column]) -> list[Fairness]:
 
 def _say_fairness(columns: Sequence[Column]) -> None:
     for each in _fairness(columns):
-        say(
-            f"{each.network}, recipe {each.recipe}: {100 * each.ior:.1f} points over random, {100 * each.hlr:.1f} "
-            f"below the whole set; LRS {each.lrs:.1f} (random {each.lrs_random:.1f}, whole set {each.lrs_whole_set:.1f})"
-        )
+        gain, loss = f"{100 * each.ior:.1f} points over random", f"{100 * each.hlr:.1f} below the whole set"
+        bounds = f"random {each.lrs_random:.1f}, whole set {each.lrs_whole_set:.1f}"
+        say(f"{each.network}, recipe {each.recipe}: {gain}, {loss}; LRS {each.lrs:.1f} ({bounds})")
 
 
 def _about(data: CondensationDataModule) -> dict[str, Any]:
