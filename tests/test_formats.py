@@ -156,9 +156,9 @@ def test_sets_that_ship_are_found_by_name_and_listed(tmp_path, monkeypatch, caps
     assert main(["sets"]) == 0
     listed = capsys.readouterr().out
     assert "fashion_mnist_dc_ipc10/seed_0 = FashionMNIST/ipc10: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
-    assert main(["export", "FashionMNIST/ipc1", "out", "--to", "parquet"]) == 0
+    assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "out", "--to", "parquet"]) == 0
     assert "Score: 70.8 ± 0.8 %" in Path("out/README.md").read_text()
-    assert main(["export", "FashionMNIST/ipc1", "folder"]) == 0
+    assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "folder"]) == 0
     assert "as files it is another set" in capsys.readouterr().out
     with pytest.raises(InputError, match="Did you mean 'FashionMNIST/ipc1"):
         load_synthetic("FashionMNIST/ipc11")
