@@ -425,7 +425,7 @@ def test_export_writes_an_image_folder_that_is_evaluated_as_another_set(capsys, 
     assert main(["export", str(RUN / "synthetic.pt"), "out"]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert main(["export", "out"]) == 2
-    assert "required: FOLDER" in capsys.readouterr().err
+    assert "required: PATH" in capsys.readouterr().err
 
 
 class NoLinear(torch.nn.Sequential):
