@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -88,6 +89,12 @@ class GoldenData(TinyData):
         if count is None:
             return normal(1000 + self.step, 3, 8, *self.shape)[label]
         return normal(3000 + self.step, 16 * 3, *self.shape)[16 * label : 16 * (label + 1)]
+
+
+def quiet_trainer(folder, **settings):
+    """A Trainer that writes nothing and shows nothing, on the CPU unless the settings say otherwise."""
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(**{"accelerator": "cpu", "default_root_dir": folder, **quiet, **settings})
 
 
 class TinyNet(nn.Module):

@@ -3,9 +3,8 @@
 import shutil
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from conftest import TinyData
+from conftest import TinyData, quiet_trainer
 from torch._dynamo.utils import counters
 
 from dc_lightning import CondensationModule, Recipe, SyntheticSet
@@ -24,15 +23,7 @@ def _off_again():
 
 def condense(tmp_path, network):
     module = CondensationModule(network=network, ipc=2, inner_epochs=1)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(tmp_path, max_epochs=2)
     trainer.fit(module, datamodule=TinyData(batch_real=6))
     return module.images.detach()
 

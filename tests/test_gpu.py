@@ -3,7 +3,7 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TinyData
+from conftest import TinyData, quiet_trainer
 
 import dc_lightning
 from dc_lightning import Evaluator, Recipe
@@ -35,17 +35,8 @@ class NoWait(pl.Callback):
 def condense(tmp_path, name, accelerator, precision="32-true", callbacks=()):
     class_name, arguments = METHODS[name]
     method = getattr(dc_lightning, class_name)(network=NETWORK, ipc=2, lr_images=0.01, **arguments)
-    trainer = pl.Trainer(
-        max_epochs=3,
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=3, accelerator=accelerator, devices=1, precision=precision, callbacks=list(callbacks)
     )
     trainer.fit(method, datamodule=TinyData(batch_real=8))
     return method

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import GOLDEN_FOLDER, TinyData, assert_golden, assert_golden_summary, fill_golden
+from conftest import GOLDEN_FOLDER, TinyData, assert_golden, assert_golden_summary, fill_golden, quiet_trainer
 from conftest import normal as golden_normal
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -241,17 +241,7 @@ def test_two_outer_iterations_are_those_of_the_authors_code(entry, tmp_path, ten
                 module.train_network(module.network, 1)  # ours leaves out the last one, of which nothing comes
                 weights[:] = [list(module.network.parameters())[place] for place in (0, -2)]
 
-    trainer = pl.Trainer(
-        max_epochs=2,
-        precision="64-true",
-        callbacks=[Steps()],
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
+    trainer = quiet_trainer(tmp_path, max_epochs=2, precision="64-true", callbacks=[Steps()])
     trainer.fit(method, datamodule=data)
     for images, expected in zip(rounds, entry["images_after_each_round"], strict=True):
         assert_golden_summary(images, expected)

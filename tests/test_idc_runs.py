@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TinyData
+from conftest import TinyData, quiet_trainer
 from scipy.ndimage import affine_transform
 from test_resume import RUN, assert_same, outcome, run
 
@@ -90,15 +90,7 @@ def test_a_set_in_one_images_becomes_an_exported_folder_and_back(whole, tmp_path
 
 
 def condense(tmp_path, method, epochs=1, data=None):
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
+    trainer = quiet_trainer(tmp_path, max_epochs=epochs)
     trainer.fit(method, datamodule=data or TinyData())
     return method
 
@@ -238,16 +230,7 @@ def test_a_resume_with_another_factor_is_refused(whole, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("method", [IDC, DREAM])
 def test_other_precisions_give_finite_images(method, precision, tmp_path):
-    trainer = pl.Trainer(
-        max_epochs=1,
-        precision=precision,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
+    trainer = quiet_trainer(tmp_path, max_epochs=1, precision=precision)
     module = method(network=NETWORK, outer_steps=2, network_images=8)
     trainer.fit(module, datamodule=TinyData(batch_real=4))
     assert bool(module.images.isfinite().all())
@@ -396,16 +379,7 @@ def test_unit_pixels_stay_inside(method, tmp_path):
         seen.clear()
         arguments = {"outer_steps": 2, "lr_images": 3.0, "pixels": pixels, "init": "real"}
         module = getattr(dc_lightning, method)(network=NETWORK, **arguments)
-        trainer = pl.Trainer(
-            max_epochs=3,
-            default_root_dir=tmp_path,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-            callbacks=[Noted()],
-        )
+        trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[Noted()])
         trainer.fit(module, datamodule=TinyData())
         found[pixels] = min(low for low, _ in seen), max(high for _, high in seen)
     assert found["any"][0] < -0.01 or found["any"][1] > 1.01
