@@ -95,11 +95,7 @@ class WholeSet:
             InputError: if the file of a network is something else.
         """
         data, real = self.evaluator.data, _real(self.evaluator.data)
-        job = Job(
-            network,
-            self.own_recipe,
-            self.evaluator.network_seed(network, number),
-        )
+        job = Job(network, self.own_recipe, self.evaluator.network_seed(network, number))
         path = self._path(job)
         if path.is_file():
             content = read_tensors(path)

@@ -117,6 +117,10 @@ class Condenser(LightningModule):
         """Sets what was left to the method, such as the rate of the images, once the data are known."""
         self.lr_images = 0.1 if self.lr_images is None else self.lr_images
 
+    def check_network(self) -> None:
+        """Raises `InputError` where the method cannot take the network."""
+        check_network(self.network_spec, self.data)
+
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
         """The method itself: how far the synthetic images of a class are from its real ones, a scalar.
 
@@ -236,7 +240,7 @@ class Condenser(LightningModule):
     def setup(self, stage: str) -> None:
         """Makes the synthetic images, once the data are known."""
         data = self.data
-        check_network(self.network_spec, data)
+        self.check_network()
         self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
         if self.trainer.precision == "16-mixed":
             raise InputError("precision 16-mixed scales losses, but matching compares gradients; take bf16-mixed.")

@@ -14,7 +14,7 @@ from dc_lightning.matching.batch_norm import has_batch_norm
 from dc_lightning.matching.distances import DISTANCES, Distance
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.methods.base import Condenser
-from dc_lightning.networks import Shape, check_network, make_network
+from dc_lightning.networks import Shape, make_network
 from dc_lightning.parts import Spec, as_spec, make, part_name
 from dc_lightning.seeds import derive_generator
 from dc_lightning.synthetic.formation import Formation, check_factor, decode_bounded
@@ -134,10 +134,9 @@ class IDC(Condenser):
         if self.lr_images is None:
             self.lr_images = _RATES[distance] * self.ipc / 10 * (data.image_size[0] / 32) ** 2
 
-    def setup(self, stage: str) -> None:
-        """See `Condenser`; tries the network."""
-        check_factor(self.factor, self.data.image_size)
-        check_network(self.network_spec, self.data)
+    def check_network(self) -> None:
+        """See `Condenser`; it needs convolutions, and no BatchNorm."""
+        super().check_network()
         network = make_network(self.network_spec, self.data, 0)
         if not any(parameter.dim() > 2 for parameter in network.parameters()):
             raise InputError(
@@ -149,18 +148,23 @@ class IDC(Condenser):
                 f"{self.name} passes images of one class at a time, which BatchNorm cannot take; take a network "
                 f"without it instead of {part_name(self.network_spec)}."
             )
+
+    def setup(self, stage: str) -> None:
+        """See `Condenser`."""
+        check_factor(self.factor, self.data.image_size)
         super().setup(stage)
         self.network_augmentation = make_pair_augmentation(self.network_augmentation_spec, self.data)
         self.mix = CutMix(self.cutmix, self.data.num_classes)
 
     def real_batch(self, label: int, step: int) -> Tensor:
         """The next images in a shuffled pass over the class, which drops what is left at its end."""
-        rows = self.real.rows[label]
-        per_pass = max(len(rows) // self.real.batch_real, 1)
-        number, place = divmod(self.current_epoch * self.outer_steps + step, per_pass)
-        order = torch.randperm(len(rows), generator=derive_generator(self.seed, "real", label, number))
-        chosen = order[place * self.real.batch_real : (place + 1) * self.real.batch_real]
+        rows, size = self.real.rows[label], self.real.batch_real
+        number, place = divmod(self.current_epoch * self.outer_steps + step, max(len(rows) // size, 1))
+        chosen = self._shuffled(len(rows), "real", label, number)[place * size : (place + 1) * size]
         return self.real.take(rows[chosen]).to(self.images.dtype)
+
+    def _shuffled(self, count: int, *purpose: str | int) -> Tensor:
+        return torch.randperm(count, generator=derive_generator(self.seed, *purpose))
 
     def synthetic_batch(self, stored: Tensor, label: int, step: int) -> Tensor:
         """See `Condenser`; at most ``batch_synthetic``."""
@@ -216,8 +220,9 @@ class IDC(Condenser):
         per_pass = -(-len(rows_of) // self.batch_network)
         done = (self.current_epoch * (self.outer_steps - 1) + step) * self.network_steps + number
         number_of_pass, place = divmod(done, per_pass)
-        order = torch.randperm(len(rows_of), generator=derive_generator(self.seed, "network images", number_of_pass))
-        rows = order[place * self.batch_network : (place + 1) * self.batch_network]
+        rows = self._shuffled(len(rows_of), "network images", number_of_pass)[
+            place * self.batch_network : (place + 1) * self.batch_network
+        ]
         images = self.real.take(rows).to(self.images.dtype)
         return images, rows_of[rows].to(images.device, non_blocking=True)
 

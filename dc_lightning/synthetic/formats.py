@@ -51,11 +51,11 @@ def export(synthetic: SyntheticSet, path: str | Path, to: Format = "folder", sco
     elif to == "npz":
         buffer = io.BytesIO()
         arrays = {name: tensor.numpy() for name, tensor in _tensors(synthetic).items()}
-        np.savez(buffer, **arrays, **{_KEY: np.array(json.dumps(_about(synthetic)))})  # type: ignore[arg-type]
+        np.savez(buffer, **arrays, **{_KEY: np.array(json.dumps(synthetic.about()))})  # type: ignore[arg-type]
         write_whole(path, buffer.getvalue())
     else:
         write_whole(
-            path, _library("safetensors.torch").save(_tensors(synthetic), {_KEY: json.dumps(_about(synthetic))})
+            path, _library("safetensors.torch").save(_tensors(synthetic), {_KEY: json.dumps(synthetic.about())})
         )
     return f"{len(synthetic.images)} images written to {path}, every bit of them"
 
@@ -64,7 +64,7 @@ def faithfulness(synthetic: SyntheticSet) -> str:
     """How far image files of 8 bits are from a set, in a sentence."""
     pixels = synthetic.images if synthetic.space == "pixels" else synthetic.denormalised()
     outside = ((pixels < 0) | (pixels > 1)).double().mean()
-    moved = (pixels - synthetic.unit_range_images().mul(255).round().div(255)).abs().max()
+    moved = (pixels - synthetic.rounded_pixels()).abs().max()
     if float(outside) == 0:
         return f"8 bits move its pixels by at most {float(moved):.3f}"
     return (
@@ -75,18 +75,6 @@ def faithfulness(synthetic: SyntheticSet) -> str:
 
 def _tensors(synthetic: SyntheticSet) -> dict[str, Tensor]:
     return {"images": synthetic.images.cpu().contiguous(), "labels": synthetic.labels.cpu().contiguous()}
-
-
-def _about(synthetic: SyntheticSet) -> dict[str, Any]:
-    return {
-        "mean": list(synthetic.mean),
-        "std": list(synthetic.std),
-        "class_names": list(synthetic.class_names),
-        "space": synthetic.space,
-        "factor": synthetic.factor,
-        "formation": synthetic.formation,
-        "source": synthetic.source,
-    }
 
 
 def _library(name: str) -> Any:
@@ -122,7 +110,7 @@ def _write_parquet(synthetic: SyntheticSet, folder: Path, scores: str) -> None:
     if not hidden:
         datasets.enable_progress_bars()
     table = parquet.read_table(file)
-    note = {_KEY.encode(): json.dumps(_about(synthetic)).encode()}
+    note = {_KEY.encode(): json.dumps(synthetic.about()).encode()}
     buffer = io.BytesIO()
     parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **note}), buffer)
     write_whole(file, buffer.getvalue())

@@ -129,9 +129,13 @@ class SyntheticSet(Dataset):
         """The stored images as pixels, clamped: float in [0, 1], ``(n, C, H, W)``."""
         return self.images.clamp(0, 1) if self.space == "pixels" else self._to_unit_range(self.images)
 
+    def rounded_pixels(self) -> Tensor:
+        """`unit_range_images` in steps of 1/255."""
+        return self.unit_range_images().mul(255).round().div(255)
+
     def as_8_bit(self) -> "SyntheticSet":
         """What an image file of 8 bits holds: pixels clamped to [0, 1], in steps of 1/255."""
-        pixels = self.unit_range_images().mul(255).round().div(255)
+        pixels = self.rounded_pixels()
         normalised = (pixels - self._channels(self.mean)) / self._channels(self.std)
         images = pixels if self.space == "pixels" else normalised
         return replace(self, images=images, source={**self.source, "stored_as": "8-bit images"})
@@ -187,12 +191,9 @@ class SyntheticSet(Dataset):
         as_picture(enlarged).save(buffer, format="PNG")
         write_whole(path, buffer.getvalue())
 
-    def save(self, path: str | Path) -> None:
-        """Writes tensors and plain values only: `torch.load` reads it with ``weights_only=True``."""
-        content = {
-            "format": FORMAT,
-            "images": self.images.cpu().contiguous(),
-            "labels": self.labels.cpu().contiguous(),
+    def about(self) -> dict[str, Any]:
+        """All but images and labels, as plain values for a file."""
+        return {
             "mean": list(self.mean),
             "std": list(self.std),
             "class_names": list(self.class_names),
@@ -200,6 +201,15 @@ class SyntheticSet(Dataset):
             "space": self.space,
             "factor": self.factor,
             "formation": self.formation,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes tensors and plain values only: `torch.load` reads it with ``weights_only=True``."""
+        content = {
+            "format": FORMAT,
+            "images": self.images.cpu().contiguous(),
+            "labels": self.labels.cpu().contiguous(),
+            **self.about(),
         }
         save_whole(path, content)
 
