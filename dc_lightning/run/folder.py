@@ -7,11 +7,12 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 _NOTED = "_dc_lightning_folder"
+_RESUMED = "_dc_lightning_resumed_folder"
 
 
 def set_run_folder(trainer: Trainer, folder: Path) -> None:
     """Gives a run the folder of the one that it resumes."""
-    setattr(trainer, _NOTED, str(folder))
+    setattr(trainer, _RESUMED, folder)
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -20,12 +21,15 @@ def run_folder(trainer: Trainer) -> Path:
     That of the first logger; without one ``lightning_logs/version_N`` below ``default_root_dir``.
     """
     if not hasattr(trainer, _NOTED):
-        found = _folder_of(trainer.loggers[0], trainer) if trainer.loggers else _next(Path(trainer.default_root_dir))
+        found = getattr(trainer, _RESUMED, None) or _own_folder(trainer)
         setattr(trainer, _NOTED, trainer.strategy.broadcast(str(found)))
     return Path(getattr(trainer, _NOTED))
 
 
-def _folder_of(logger: Any, trainer: Trainer) -> Path:
+def _own_folder(trainer: Trainer) -> Path:
+    if not trainer.loggers:
+        return _next(Path(trainer.default_root_dir))
+    logger: Any = trainer.loggers[0]
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         return Path(logger.log_dir)
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
