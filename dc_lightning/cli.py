@@ -26,13 +26,13 @@ from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.evaluation.selection import Method
+from dc_lightning.experiments.commands import ExperimentTrainer
 from dc_lightning.files import configuration_file, expanded
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
 from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
-from dc_lightning.run.commands import CondensationTrainer
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
 from dc_lightning.run.folder import set_run_folder
 from dc_lightning.run.progress import RunProgress, say
@@ -148,7 +148,8 @@ def _seed(value: int | bool | None) -> int:
     return value
 
 
-_PATHS = ("root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath", "synthetic", "other_recipes")
+_PATHS = {"root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath"}
+_PATHS |= {"synthetic", "other_recipes", "output", "proxies"}
 
 
 def _expand_paths(config: Namespace) -> None:
@@ -250,7 +251,7 @@ class CondensationCLI(LightningCLI):
         super().__init__(
             Condenser,
             CondensationDataModule,
-            trainer_class=CondensationTrainer,
+            trainer_class=ExperimentTrainer,
             parser_class=_Parser,
             trainer_defaults={
                 "max_epochs": 1000,
@@ -319,6 +320,8 @@ class CondensationCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "evaluate": {"model", "datamodule"},
             "select": {"model", "datamodule"},
+            "continual": {"model", "datamodule"},
+            "architecture_search": {"model", "datamodule"},
         }
 
     def before_instantiate_classes(self) -> None:
@@ -470,6 +473,7 @@ def _run(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"dc_lightning {__version__}")
         return 0
+    words = [word.replace("-", "_") if word == "architecture-search" else word for word in words[:1]] + words[1:]
     command = words[0] if words else "--help"
     known = [*CondensationCLI.subcommands(), *_COMMANDS]
     if not command.startswith("-") and command not in known:

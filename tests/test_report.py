@@ -61,7 +61,8 @@ def test_experiments_are_pooled_and_copies_count_once(tmp_path):
     results(tmp_path / "a", seed=0, accuracies=(0.70, 0.72))
     results(tmp_path / "b", seed=1, accuracies=(0.74, 0.76))
     results(tmp_path / "copy", seed=1, accuracies=(0.74, 0.76))
-    rows, read, problems = collect([tmp_path])
+    found = collect([tmp_path])
+    rows, read, problems = found.rows, found.folders, found.problems
     (row,) = rows
     assert row.accuracy == (pytest.approx(73.0), pytest.approx(5**0.5))
     assert (len(row.accuracies), row.sets, len(read), problems) == (4, 2, 3, [])
@@ -73,7 +74,8 @@ def test_the_same_seeds_with_other_accuracies_count_once(tmp_path):
     """Such as from another machine."""
     results(tmp_path / "a", accuracies=(0.7, 0.7))
     results(tmp_path / "b", accuracies=(0.7, 0.8))
-    (row,), _, (problem,) = collect([tmp_path])
+    found = collect([tmp_path])
+    (row,), (problem,) = found.rows, found.problems
     assert row.accuracy == (pytest.approx(70), pytest.approx(0))
     assert f"'{tmp_path}/b/results.json' repeats seeds" in problem
 
@@ -99,7 +101,7 @@ def test_the_same_seeds_with_other_accuracies_count_once(tmp_path):
 def test_a_custom_set_is_told_apart_with_its_departures_in_a_note(change, said, tmp_path):
     results(tmp_path / "paper", ipc=change.get("ipc", 1))
     results(tmp_path / "ours", seed=1, **change)
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     assert {(row.key.label, ", ".join(row.departures)) for row in rows} == {("DC", ""), ("DC, custom", said)}
     text = "\n".join(table.markdown() for table in tables(rows))
     assert said in text
@@ -118,7 +120,7 @@ def test_a_custom_set_is_told_apart_with_its_departures_in_a_note(change, said, 
 def test_scores_by_another_recipe_are_told_apart(change, said, tmp_path):
     results(tmp_path / "paper")
     results(tmp_path / "ours", seed=1, **change)
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     assert {row.key.scored for row in rows} == {(), (said,)}
 
 
@@ -131,7 +133,7 @@ def test_several_recipes_are_rows_of_their_own_and_only_a_methods_own_has_the_pa
     other = {**score, "recipe": "DSA", "epochs": 1000, "augmentation": siamese, "accuracies": [0.8, 0.8]}
     content["columns"][0]["scores"].append(other)
     path.write_text(json.dumps(content))
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     text = "\n".join(table.markdown() for table in tables(rows))
     assert "| FashionMNIST: DC | 71.0 ± 1.0 (70.5 ± 0.6), n=2 |" in text
     assert "| FashionMNIST: DC, recipe DSA | 80.0 ± 0.0, n=2 |" in text
@@ -142,7 +144,7 @@ def test_a_set_of_a_shipped_preset_is_called_by_it(tmp_path):
     results(tmp_path / "fast", **fast)
     results(tmp_path / "almost", seed=1, **{**fast, "iteration": 279})
     results(tmp_path / "elsewhere", seed=2, **fast, dataset="SVHN")
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     labels = {(row.key.dataset, row.key.label) for row in rows}
     assert labels == {
         ("FashionMNIST", "DC, preset fashion_mnist_dc"),
@@ -153,7 +155,7 @@ def test_a_set_of_a_shipped_preset_is_called_by_it(tmp_path):
 
 def test_a_method_of_the_same_name_from_elsewhere_has_no_papers_figure(tmp_path):
     results(tmp_path / "theirs", **{"class": "their.DC"})
-    (row,) = collect([tmp_path])[0]
+    (row,) = collect([tmp_path]).rows
     assert row.paper is None
 
 
@@ -163,7 +165,7 @@ def test_what_bears_on_a_set_keeps_rows_apart(tmp_path):
         results(tmp_path / f"herding{epochs}", method="herding", seed=epochs, made_epochs=epochs)
         results(tmp_path / f"theirs{epochs}", seed=epochs, **{"class": "their.Method", "made_epochs": epochs})
     results(tmp_path / "mean", mean=[0.9])
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     assert sorted(row.key.label for row in rows if row.key.method == "herding") == [
         "herding, features after 1 epochs",
         "herding, features after 10 epochs",
@@ -177,7 +179,8 @@ def test_what_bears_on_a_set_keeps_rows_apart(tmp_path):
 def test_an_exported_set_is_not_a_repeat_of_its_original(tmp_path):
     results(tmp_path / "a", accuracies=(0.7, 0.72))
     results(tmp_path / "b", accuracies=(0.6, 0.62), stored_as="8-bit images")
-    rows, _, problems = collect([tmp_path])
+    found = collect([tmp_path])
+    rows, problems = found.rows, found.problems
     assert problems == []
     assert {row.key.label: round(row.accuracy[0]) for row in rows} == {"DC": 71, "DC, 8-bit images": 61}
 
@@ -190,7 +193,7 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     results(tmp_path / "third_dc", accuracies=(0.3, 0.3), epochs=20, seed=5)  # no random images by this one
     results(tmp_path / "herding", method="herding", accuracies=(0.6, 0.6))
     results(tmp_path / "whole", method="whole set", accuracies=(0.875,), epochs=19)
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     markdown = "\n".join(table.markdown() for table in tables(rows))
     assert "| FashionMNIST: DC, custom [1] | 70.0 ± 0.0 (70.5 ± 0.6), n=2 |" in markdown
     assert "| FashionMNIST: whole set, 20 epochs | 87.5 ± 0.0 (93.5 ± 0.1), n=1 |" in markdown
@@ -207,7 +210,7 @@ def test_rows_and_columns_have_the_papers_order(tmp_path):
             results(tmp_path / f"{network}_{tested_on}", network=network, tested_on=tested_on)
     for distance in ("cos", "mse", "ours"):
         results(tmp_path / distance, distance=distance)
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     found = {table.title: table.markdown().splitlines() for table in tables(rows)}
     by_width = next(lines for title, lines in found.items() if "T2" in title)
     assert by_width[2] == f"| set | {' | '.join(widths)} |"
@@ -242,7 +245,8 @@ def test_results_that_make_no_sense_are_named_and_left_out(tmp_path, old, new):
     path = tmp_path / "bad/results.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    rows, read, problems = collect([tmp_path])
+    found = collect([tmp_path])
+    rows, read, problems = found.rows, found.folders, found.problems
     assert (len(rows), len(read)) == (1, 1)
     assert len(problems) == 1
     assert str(path) in problems[0]
@@ -253,7 +257,7 @@ def test_cells_that_were_not_run_stay_blank(tmp_path):
         results(tmp_path / f"{network}_{tested_on}", network=network, tested_on=tested_on)
     for distance in ("mse", "cos"):
         results(tmp_path / distance, distance=distance)
-    rows, _, _ = collect([tmp_path])
+    rows = collect([tmp_path]).rows
     markdown = "\n".join(table.markdown() for table in tables(rows))
     assert "| DC, LeNet | 71.0 ± 1.0, n=2 |  |" in markdown
     assert "| mse, DC | 71.0 ± 1.0, n=2 |" in markdown
@@ -264,7 +268,7 @@ def test_table_2_is_compared_on_mnist(tmp_path):
     results(tmp_path / "a", network="LeNet", tested_on="AlexNet", dataset="MNIST")
     text = (tmp_path / "a/results.json").read_text().replace('"dataset": "FashionMNIST"', '"dataset": "MNIST"')
     (tmp_path / "a/results.json").write_text(text)
-    (row,) = collect([tmp_path])[0]
+    (row,) = collect([tmp_path]).rows
     assert row.paper == (84.7, 2.4)
 
 

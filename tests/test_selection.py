@@ -167,7 +167,8 @@ def test_random_images_are_a_set_like_any_other(tmp_path, monkeypatch):
     assert (first.source["method"], first.source["seed"], len(first)) == ("random", 3, 6)
     assert not torch.equal(first.images, other.images)
     assert not Path("lightning_logs/whole_set").exists()  # nothing is trained for it
-    rows, _, problems = collect([Path("lightning_logs")])
+    found = collect([Path("lightning_logs")])
+    rows, problems = found.rows, found.problems
     (row,) = rows
     assert (row.key.method, row.sets, len(row.accuracies), problems) == ("random", 2, 4, [])
 

@@ -1,7 +1,17 @@
 """Real data: a Lightning DataModule a dataset."""
 
 from dc_lightning.data.datamodule import CondensationDataModule, to_tensor
-from dc_lightning.data.datasets import CIFAR10, CIFAR100, MNIST, SVHN, Digits, FashionMNIST, TorchDataset
+from dc_lightning.data.datasets import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    SVHN,
+    USPS,
+    Digits,
+    FashionMNIST,
+    Stream,
+    TorchDataset,
+)
 from dc_lightning.data.folder import ImageFolder
 from dc_lightning.data.real import ImagesInMemory, RealImages
 
@@ -10,12 +20,14 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "SVHN",
+    "USPS",
     "CondensationDataModule",
     "Digits",
     "FashionMNIST",
     "ImageFolder",
     "ImagesInMemory",
     "RealImages",
+    "Stream",
     "TorchDataset",
     "to_tensor",
 ]

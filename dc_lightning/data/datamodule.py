@@ -4,6 +4,7 @@ Images are held once in memory, normalised once, and moved once to the device; a
 small subclass of `CondensationDataModule`; any other comes in through `ImageFolder` or `TorchDataset`.
 """
 
+import copy
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -209,6 +210,21 @@ class CondensationDataModule(LightningDataModule, ABC):
 
     def _read(self, dataset: Dataset, row: int) -> Tensor:
         return self._normalize(to_tensor(item_of(dataset, row, self.class_names)[0]))
+
+    def of_classes(self, classes: Sequence[int]) -> "CondensationDataModule":
+        """The images of some classes, which are numbered in the order given; mean and std stay those of all.
+
+        Args:
+            classes: numbers of the classes, two or more.
+        """
+        assert self.real is not None
+        found = copy.copy(self)
+        found.real = self.real.of_classes(classes)
+        found.class_names, found.num_classes = found.real.class_names, len(classes)
+        rows = [torch.nonzero(self.test_labels == label).flatten() for label in classes]
+        found.test_labels = torch.cat([torch.full((len(its),), number) for number, its in enumerate(rows)])
+        found._test = self._test.subset(torch.cat(rows), found.test_labels)
+        return found
 
     def train_dataloader(self) -> DataLoader:
         """As many items as an outer iteration has matching steps, each the `RealImages` to draw from."""

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
+from torchvision.transforms import v2
 
 from dc_lightning.data.datamodule import CondensationDataModule, Split, labels_of, stack
-from dc_lightning.errors import InputError, with_place
+from dc_lightning.errors import InputError, require_at_least, with_place
 
 _WITHOUT_FLIP = "color_crop_cutout_scale_rotate"  # mirrored digits are others; authors' code of DSA
 
@@ -45,7 +47,12 @@ class _Torchvision(CondensationDataModule):
     Args:
         root: folder of the data.
         download: fetch the files if they are not there.
+        image_size: height and width in pixels that images are resized to; None keeps theirs.
+        channels: 3 repeats the channel of grey images; None keeps what there is.
         **kwargs: see `CondensationDataModule`.
+
+    Raises:
+        InputError: if images would get another number of channels, or no pixel.
 
     Attributes:
         source: torchvision's class.
@@ -57,10 +64,23 @@ class _Torchvision(CondensationDataModule):
     files: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
 
-    def __init__(self, root: str = "data", download: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        image_size: int | None = None,
+        channels: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if channels not in (None, 3):
+            raise InputError(f"data.channels must be 3 (grey images repeated), or left out, got {channels}.")
+        require_at_least("data.", image_size=(image_size, 1))
         self.root = root
         self.download = download
+        self.resize_to, self.wanted_channels = image_size, channels
+        if channels and len(self.given_mean or ()) == len(self.given_std or ()) == 1:
+            self.given_mean, self.given_std = 3 * tuple(self.given_mean or ()), 3 * tuple(self.given_std or ())
 
     def make_dataset(self, train: bool, download: bool = False) -> Any:
         """Torchvision's dataset of one split."""
@@ -83,7 +103,16 @@ class _Torchvision(CondensationDataModule):
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
         train, test = self.make_dataset(True), self.make_dataset(False)
-        return _tensors(train), _tensors(test), self.names or train.classes
+        return self._adapted(_tensors(train)), self._adapted(_tensors(test)), self.names or train.classes
+
+    def _adapted(self, split: Split) -> Split:
+        images, labels = split
+        assert isinstance(images, Tensor)
+        if self.resize_to:
+            images = v2.functional.resize(images, [self.resize_to, self.resize_to], antialias=True)
+        if self.wanted_channels:
+            images = images.expand(-1, self.wanted_channels, -1, -1)
+        return images, labels
 
 
 def _tensors(dataset: Any) -> Split:
@@ -192,3 +221,60 @@ class TorchDataset(CondensationDataModule):
 
     def _split(self, dataset: Dataset, names: Sequence[str] | None) -> Split:
         return stack(dataset, names) if self.in_memory else (dataset, labels_of(dataset, names))
+
+
+class USPS(_Torchvision):
+    """USPS, handwritten digits of 16x16, one channel."""
+
+    strategy = _WITHOUT_FLIP
+    source, names = datasets.USPS, _DIGITS
+    files = ("usps.bz2", "usps.t.bz2")
+
+
+class Stream(CondensationDataModule):
+    """Datasets of the same classes and image shape that come one after the other; by itself it is the first of them.
+
+    Args:
+        stages: the datasets, two or more.
+
+    Raises:
+        InputError: if there are fewer, or (at `setup`) if their classes or shapes differ.
+    """
+
+    def __init__(self, stages: list[CondensationDataModule]) -> None:
+        if len(stages) < 2:
+            raise InputError(f"data.stages must be two datasets or more, got {len(stages)}.")
+        first = stages[0]
+        super().__init__(first.batch_real, first.test_batch_size)
+        self.stages = stages
+        self.augmentation, self.strategy, self.network_images = first.augmentation, first.strategy, first.network_images
+
+    @property
+    def dataset_name(self) -> str:
+        """Names of the datasets in their order."""
+        return "-".join(stage.title for stage in self.stages)
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing, on one process."""
+        for stage in self.stages:
+            stage.prepare_data()
+
+    def load(self) -> tuple[Split, Split, Sequence[str]]:
+        """See `CondensationDataModule.load`."""
+        return self.stages[0].load()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads all datasets."""
+        first = self.stages[0]
+        for each in self.stages:
+            each.setup(stage)
+            shape, wanted = (each.channels, *each.image_size), (first.channels, *first.image_size)
+            if (each.class_names, shape) != (first.class_names, wanted):
+                raise InputError(
+                    f"The datasets of a stream need the same classes and one image shape: {each.title} has "
+                    f"{each.num_classes} classes of {shape}, {first.title} {first.num_classes} of {wanted}; see "
+                    "image_size and channels of the datasets."
+                )
+        for name in ("class_names", "num_classes", "channels", "image_size", "mean", "std", "real", "test_labels"):
+            setattr(self, name, getattr(first, name))
+        self._test = first._test

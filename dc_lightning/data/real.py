@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from dc_lightning.errors import InputError
 
@@ -25,6 +25,10 @@ class ImagesInMemory:
     def take(self, rows: Tensor) -> Tensor:
         """Images ``(n, C, H, W)`` of rows ``(n,)``."""
         return self.images.index_select(0, rows.to(self.images.device, non_blocking=True))
+
+    def subset(self, rows: Tensor, labels: Tensor) -> "ImagesInMemory":
+        """Those of some rows, ``(n,)``, under new labels, which they do not hold."""
+        return ImagesInMemory(self.take(rows))
 
     def to(self, device: torch.device) -> "ImagesInMemory":
         """The same on another device."""
@@ -47,6 +51,10 @@ class ImagesOnDisk(Dataset):
         if len({image.shape for image in images}) > 1:
             raise InputError(ONE_SHAPE.format(*sorted({tuple(image.shape) for image in images})[:2]))
         return torch.stack(images).to(self.device)
+
+    def subset(self, rows: Tensor, labels: Tensor) -> "ImagesOnDisk":
+        """Those of some rows, ``(n,)``, under new labels, ``(n,)``."""
+        return replace(self, dataset=Subset(self.dataset, rows.tolist()), labels=labels)
 
     def to(self, device: torch.device) -> "ImagesOnDisk":
         """See `ImagesInMemory`."""
@@ -111,6 +119,13 @@ class RealImages:
     def take(self, rows: Tensor) -> Tensor:
         """Images by row number, ``(n,)`` to ``(n, C, H, W)``, normalised."""
         return self._images.take(rows)
+
+    def of_classes(self, classes: Sequence[int]) -> "RealImages":
+        """The images of some classes, which are numbered in the order given."""
+        rows = torch.cat([self.rows[label] for label in classes])
+        labels = torch.cat([torch.full((len(self.rows[label]),), number) for number, label in enumerate(classes)])
+        names = [self.class_names[label] for label in classes]
+        return RealImages(self._images.subset(rows, labels), labels, names, self.image_shape, self.batch_real)
 
     def to(self, device: torch.device) -> "RealImages":
         """The same images on another device."""

@@ -109,6 +109,10 @@ class WholeSet:
         save_whole(path, {"format": FORMAT, **vars(found)})
         return found
 
+    def is_trained(self, network: Spec, number: int) -> bool:
+        """Whether `network` would read it."""
+        return self._path(Job(network, self.own_recipe, self.evaluator.network_seed(network, number))).is_file()
+
     def _path(self, job: Job) -> Path:
         data, real = self.evaluator.data, _real(self.evaluator.data)
         rows = torch.arange(len(real.labels))

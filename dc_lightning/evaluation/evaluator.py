@@ -146,7 +146,7 @@ class Evaluator:
 
         def train(number: int, job: Job, report: Report) -> float:
             chosen = fitted[number // num_networks]
-            key = self._identity(chosen, job) if self.known is not None else ""
+            key = self.identity(chosen, job) if self.known is not None else ""
             if self.known is not None and key in self.known:
                 return self.known[key]
             found, _ = train_and_test(chosen, job, self.data, self.device, report=report)
@@ -205,7 +205,7 @@ class Evaluator:
         """Seed of the ``number``-th network of an architecture."""
         return derive_seed(self.seed, "evaluation", part_name(network), number)
 
-    def _identity(self, chosen: SyntheticSet, job: Job) -> str:
+    def identity(self, chosen: SyntheticSet, job: Job) -> str:
         """A digest of everything that affects the accuracy of a network but the machine."""
         data = self.data
         settings = [job.network, data.title, job.recipe.augmentation_names(job.network, data)]

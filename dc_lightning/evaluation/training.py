@@ -1,9 +1,10 @@
 """Training of one network by a recipe, and its test (``evaluate_synset`` and ``epoch`` of the authors' code)."""
 
+import copy
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from dc_lightning.augmentation import Augment, OperationPerImage
@@ -96,6 +98,26 @@ class Batches:
                 yield batch, its_labels, its_rows
 
 
+class Distillation:
+    """Keeps a network's outputs for old classes near those of the network before (Castro et al. 2018, equation 3).
+
+    Args:
+        before: the network before; it is not trained.
+        labels: of the old classes.
+        weight: of this loss beside that of the labels.
+        temperature: that both logits are divided by, 2 in the paper.
+    """
+
+    def __init__(self, before: nn.Module, labels: Sequence[int], weight: float = 1.0, temperature: float = 2.0) -> None:
+        self.before, self.labels = before.eval().requires_grad_(False), list(labels)
+        self.weight, self.temperature = weight, temperature
+
+    def __call__(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Cross-entropy with the old network's softened probabilities: images ``(n, C, H, W)``, logits of them."""
+        wanted = (self.before(images)[:, self.labels] / self.temperature).softmax(dim=1)
+        return self.weight * cross_entropy(logits[:, self.labels] / self.temperature, wanted)
+
+
 class ClassifierModule(LightningModule):
     """One network in training by a recipe, and in testing.
 
@@ -104,6 +126,7 @@ class ClassifierModule(LightningModule):
         num_classes: number of classes.
         recipe: see `Recipe`.
         drop_steps: steps before which the learning rate drops.
+        distillation: what is added to the loss; None for nothing.
         observe: see `Observe`.
         report: see `Report`.
     """
@@ -114,12 +137,13 @@ class ClassifierModule(LightningModule):
         num_classes: int,
         recipe: Recipe,
         drop_steps: list[int],
+        distillation: Distillation | None = None,
         observe: Observe | None = None,
         report: Report | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.recipe, self.loss = recipe, recipe.make_loss()
+        self.recipe, self.loss, self.distillation = recipe, recipe.make_loss(), distillation
         self.drop_steps = drop_steps
         self.observe, self.report, self._reported_at = observe, report, time.monotonic()
         # Processes evaluate networks of their own: a metric that synchronised over them would mix or hang.
@@ -158,7 +182,8 @@ class ClassifierModule(LightningModule):
         if self.report and time.monotonic() - self._reported_at > 1:
             self._reported_at = time.monotonic()
             self.report(batch_idx / self.trainer.num_training_batches)
-        return self.loss(logits, labels)
+        loss = self.loss(logits, labels)
+        return loss if self.distillation is None else loss + self.distillation(images, logits)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts what is classified right."""
@@ -194,6 +219,84 @@ class Job:
     recipe: Recipe
     seed: int
 
+    def start(self, data: CondensationDataModule) -> nn.Module:
+        """The network before its training."""
+        return make_network(self.network, data, self.seed)
+
+    def further_loss(self) -> Distillation | None:
+        """What is added to the loss of the labels; None for nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class ContinuedJob(Job):
+    """One network to train further.
+
+    Args:
+        before: the network so far.
+        distillation: what is added to the loss; None for nothing.
+    """
+
+    before: nn.Module
+    distillation: Distillation | None = None
+
+    def start(self, data: CondensationDataModule) -> nn.Module:
+        """A copy of the network so far."""
+        return copy.deepcopy(self.before)
+
+    def further_loss(self) -> Distillation | None:
+        """The distillation."""
+        return self.distillation
+
+
+def train(
+    synthetic: SyntheticSet,
+    job: Job,
+    data: CondensationDataModule,
+    device: torch.device,
+    observe: Observe | None = None,
+    report: Report | None = None,
+) -> ClassifierModule:
+    """Trains one network on a set; see `train_and_test`."""
+    recipe, epochs = job.recipe, job.recipe.epochs_for(job.network, data)
+    images, labels = (tensor.to(device) for tensor in synthetic.decoded())
+    augmentation = recipe.make_augmentation(job.network, data)
+    mix = CutMix(recipe.cutmix, data.num_classes) if recipe.cutmix else None
+    batches = Batches(images, labels, recipe.batch_size, recipe.epochs_run(epochs), job.seed, augmentation, mix)
+    module = ClassifierModule(
+        job.start(data),
+        data.num_classes,
+        recipe,
+        [epoch * batches.steps_per_epoch for epoch in recipe.drops(epochs)],
+        job.further_loss(),
+        observe,
+        report,
+    )
+    with _quiet():
+        _trainer(device).fit(module, train_dataloaders=batches)
+    return module
+
+
+def test(module: ClassifierModule, batches: Any, device: torch.device) -> float:
+    """Accuracy in [0, 1] on batches of images and labels."""
+    module.accuracy.reset()
+    with _quiet():
+        _trainer(device).test(module, dataloaders=batches, verbose=False)
+    return float(module.accuracy.compute())
+
+
+def _trainer(device: torch.device) -> Trainer:
+    return Trainer(
+        max_epochs=1,
+        strategy=SingleDeviceStrategy(device=device),
+        accelerator=device.type if device.type in ("cpu", "cuda", "mps") else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
 
 def train_and_test(
     synthetic: SyntheticSet,
@@ -203,7 +306,7 @@ def train_and_test(
     observe: Observe | None = None,
     report: Report | None = None,
 ) -> tuple[float, nn.Module]:
-    """Trains one fresh network on a set and tests it on the test set.
+    """Trains one network on a set and tests it on the test set.
 
     Args:
         synthetic: the training images.
@@ -216,30 +319,5 @@ def train_and_test(
     Returns:
         Accuracy on the test set in [0, 1], and the network.
     """
-    recipe, epochs = job.recipe, job.recipe.epochs_for(job.network, data)
-    images, labels = (tensor.to(device) for tensor in synthetic.decoded())
-    augmentation = recipe.make_augmentation(job.network, data)
-    mix = CutMix(recipe.cutmix, data.num_classes) if recipe.cutmix else None
-    batches = Batches(images, labels, recipe.batch_size, recipe.epochs_run(epochs), job.seed, augmentation, mix)
-    module = ClassifierModule(
-        make_network(job.network, data, job.seed),
-        data.num_classes,
-        recipe,
-        [epoch * batches.steps_per_epoch for epoch in recipe.drops(epochs)],
-        observe,
-        report,
-    )
-    with _quiet():
-        trainer = Trainer(
-            max_epochs=1,
-            strategy=SingleDeviceStrategy(device=device),
-            accelerator=device.type if device.type in ("cpu", "cuda", "mps") else "auto",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(module, train_dataloaders=batches)
-        trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
-    return float(module.accuracy.compute()), module.network
+    module = train(synthetic, job, data, device, observe, report)
+    return test(module, data.test_dataloader(), device), module.network

@@ -14,7 +14,6 @@ from textwrap import fill
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation.pools import POOLS
@@ -30,6 +29,7 @@ from dc_lightning.experiments.presets import (
     scoring_departures,
     shipped_presets,
 )
+from dc_lightning.experiments.tables import Matrix, as_png, merged, show
 from dc_lightning.files import write_whole
 from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.parts import part_name
@@ -189,26 +189,43 @@ def _rows_of(content: Mapping[str, Any]) -> Iterable[tuple[Row, dict[tuple[int, 
                 yield Row(key, departures, name in SELECTIONS or is_ours(source)), found
 
 
-def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
+@dataclass(frozen=True)
+class Found:
+    """What results say.
+
+    Args:
+        rows: of the papers' tables.
+        folders: that were read.
+        problems: one sentence for each file that was left out.
+        experiments: tables of continual learning and architecture search.
+    """
+
+    rows: list[Row]
+    folders: list[Path]
+    problems: list[str]
+    experiments: list[Matrix]
+
+
+def collect(folders: Sequence[Path]) -> Found:
     """Reads all results below the folders and pools them.
 
     Args:
         folders: with results.json files anywhere below; a file itself will do.
 
-    Returns:
-        The rows; the folders that were read; and one sentence for each file that was left out.
-
     Raises:
         InputError: if a folder is not there.
     """
     rows: dict[Key, Row] = {}
-    read, problems = [], []
+    read, problems, experiments = [], [], []
     for folder in folders:
         if not folder.exists():
             raise InputError(f"There is no folder '{folder}'; give folders with results.json files below.")
         for path in [folder] if folder.is_file() else sorted(folder.rglob("results.json")):
             try:
                 content = read_results(path)
+                if "table" in content:
+                    experiments.append(Matrix.from_dict(content["table"]))
+                    continue
                 found = list(_rows_of(content))
             except InputError as broken:
                 problems.append(str(broken))
@@ -234,7 +251,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Row], list[Path], list[str]]:
                 known.accuracies |= new
                 if new and content.get("kind") == "condensation" and "seconds" in content:
                     known.hours.append(float(content["seconds"]) / 3600)
-    return sorted(rows.values(), key=_order), read, problems
+    return Found(sorted(rows.values(), key=_order), read, problems, merged(experiments))
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -242,27 +259,6 @@ def _order(row: Row) -> tuple[Any, ...]:
     place = methods.index(key.method) if key.method in methods else len(methods) - 1.5
     dataset = (DATASETS.index(key.dataset) if key.dataset in DATASETS else len(DATASETS)), key.dataset
     return *dataset, place, key.row, row.departures, key.ipc or 10**9, key.distance, key.network, key.tested_on
-
-
-@dataclass
-class Matrix:
-    """A table of text: what was not run stays blank."""
-
-    title: str  # above it
-    corner: str  # what the rows are
-    cells: dict[tuple[str, str], str] = field(default_factory=dict)  # by row and column label
-    columns: Sequence[str] = ()  # in this order; empty takes the order in which they come
-    notes: Sequence[str] = ()  # below it
-
-    def markdown(self) -> str:
-        """For the terminal, and for a README."""
-        columns = self.columns or list(dict.fromkeys(column for _, column in self.cells))
-        head = f"| {self.corner} | {' | '.join(columns)} |"
-        lines = [f"**{self.title}**", "", head, "|---" * (len(columns) + 1) + "|"]
-        for row in dict.fromkeys(row for row, _ in self.cells):
-            lines.append(f"| {row} | {' | '.join(self.cells.get((row, column), '') for column in columns)} |")
-        notes = ["", *("\\" + note for note in self.notes)] if self.notes else []
-        return "\n".join([*lines, *notes]) + "\n"
 
 
 def _cell(row: Row) -> str:
@@ -432,13 +428,7 @@ def plot(rows: Sequence[Row]) -> bytes:
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("test accuracy in %, mean and std")
     axes.grid(axis="x", alpha=0.3)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
@@ -453,7 +443,7 @@ def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
         panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         panel.set_title(f"{synthetic.source.get('dataset', '')}, {synthetic.method}", fontsize=9)
         panel.set_axis_off()
-    return _png(figure)
+    return as_png(figure)
 
 
 def _condensed_sets(folders: Iterable[Path]) -> tuple[dict[int, list[SyntheticSet]], list[str]]:
@@ -492,19 +482,20 @@ def main(words: Sequence[str]) -> int:
         help="a Markdown file whose part between <!-- report --> (or <!-- table 1 -->) and <!-- end --> is replaced",
     )
     options = parser.parse_args(words)
-    rows, read, problems = collect(options.folders)
-    for problem in problems:
+    found, console = collect(options.folders), Console()
+    for problem in found.problems:
         print(problem, file=sys.stderr)
-    if not rows:
+    if not found.rows and not found.experiments:
         raise InputError(f"There are no results to report below {', '.join(map(str, options.folders))}.")
-    console = Console()
-    markdown = "\n".join(table.markdown() for table in tables(rows))
-    width = max(console.width, *(len(line) for line in markdown.splitlines()))
-    Console(width=width).print(Markdown(markdown))  # figures are never cut
+    rows = found.rows
+    matrices = [*(tables(rows) if rows else []), *found.experiments]
+    markdown = "\n".join(table.markdown() for table in matrices)
+    show(markdown, console)
     write_whole(options.output / "report.md", markdown.encode())
-    write_whole(options.output / "report.csv", to_csv(rows).encode())
-    write_whole(options.output / "report.png", plot(rows))
-    condensed, damaged = _condensed_sets(read)
+    if rows:
+        write_whole(options.output / "report.csv", to_csv(rows).encode())
+        write_whole(options.output / "report.png", plot(rows))
+    condensed, damaged = _condensed_sets(found.folders)
     for problem in damaged:
         print(problem, file=sys.stderr)
     for ipc, sets in condensed.items():

@@ -64,7 +64,7 @@ class CondensationTrainer(Trainer):
             callback.check(self, datamodule, condensed_with, sets)
             callback.evaluate_saved(self, datamodule, sets, condensed_with, ", ".join(paths))
 
-        _in_processes(self, model, datamodule, work)
+        in_processes(self, model, datamodule, work)
 
     def select(
         self,
@@ -93,7 +93,7 @@ class CondensationTrainer(Trainer):
                 chosen.save_grid(path.with_suffix(".png"))
             callback.evaluate_saved(self, datamodule, [chosen], model.network_spec, str(path))
 
-        _in_processes(self, model, datamodule, work)
+        in_processes(self, model, datamodule, work)
 
 
 def _load(
@@ -121,7 +121,7 @@ def _load(
     return sets
 
 
-def _in_processes(
+def in_processes(
     trainer: Trainer, model: Condenser, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]
 ) -> None:
     """Runs work in every process of a Trainer's strategy, with the data at hand and signals taken over."""

@@ -117,7 +117,7 @@ class RunProgress(ProgressBar):
         """Ends the bars, so that a table can follow."""
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None
+            self._progress = self._run = self._evaluation = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Ends the bars."""

@@ -1,0 +1,309 @@
+"""Architecture search (section 4.3 of DC's paper): how well small proxies of a dataset rank networks.
+
+The authors never published the code. What the paper leaves open is said where it is decided.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from math import isnan, nan
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+from pytorch_lightning import Trainer
+from scipy.stats import kendalltau, spearmanr
+
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.errors import InputError, require_at_least, suggestion
+from dc_lightning.evaluation import Evaluator, Score
+from dc_lightning.evaluation.baselines import WholeSet, random_set, whole_set
+from dc_lightning.evaluation.evaluator import TrainNumber, check_fits, check_networks
+from dc_lightning.evaluation.recipe import Recipe
+from dc_lightning.evaluation.selection import Method, Selection
+from dc_lightning.evaluation.training import Job, Report, train_and_test
+from dc_lightning.experiments.tables import Matrix, as_png
+from dc_lightning.networks import Activation, Normalization, Pooling
+from dc_lightning.parts import Spec
+from dc_lightning.run.evaluation_callback import EvaluationCallback
+from dc_lightning.run.results import Evaluated
+from dc_lightning.seeds import derive_generator, derive_seed
+from dc_lightning.synthetic import SyntheticSet, load_synthetic
+
+EARLY_STOPPING = "early stopping"
+TRUTH = "whole set"
+_TOP = (5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Networks to choose from: ConvNets of every combination, 720 in the paper, and any others.
+
+    Args:
+        width: filters of every convolution; an empty list here, or below, leaves the ConvNets out.
+        depth: blocks.
+        normalization: after every convolution.
+        activation: after every norm.
+        pooling: at the end of every block.
+        networks: others, by name, import path or mapping.
+        sample: so many of all, drawn by the seed of the run; None takes all.
+
+    Raises:
+        InputError: if there are fewer than two networks, or fewer than ``sample``.
+    """
+
+    width: list[int] = field(default_factory=lambda: [32, 64, 128, 256])
+    depth: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    normalization: list[Normalization] = field(default_factory=lambda: list(get_args(Normalization)))
+    activation: list[Activation] = field(default_factory=lambda: ["sigmoid", "relu", "leaky_relu"])
+    pooling: list[Pooling] = field(default_factory=lambda: list(get_args(Pooling)))
+    networks: list[Spec] = field(default_factory=list)
+    sample: int | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least("space.", sample=(self.sample, 2))
+        count = len(self.all())
+        if count < max(self.sample or 2, 2):
+            raise InputError(f"The space must have {max(self.sample or 2, 2)} networks or more, but has {count}.")
+
+    def all(self) -> list[Spec]:
+        """Every network of the space."""
+        names = ("width", "depth", "normalization", "activation", "pooling")
+        settings = [
+            dict(zip(names, values, strict=True)) for values in product(*(getattr(self, name) for name in names))
+        ]
+        return [*({"class_path": "ConvNet", "init_args": each} for each in settings), *self.networks]
+
+    def drawn(self, seed: int) -> list[Spec]:
+        """The networks to be ranked, in the order of `all`."""
+        found = self.all()
+        if self.sample is None:
+            return found
+        order = torch.randperm(len(found), generator=derive_generator(seed, "space"))
+        return [found[place] for place in sorted(order[: self.sample].tolist())]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Accuracies of all networks of a space after training on one thing.
+
+    Args:
+        name: of the proxy, or of the whole set.
+        synthetic: what networks are trained on.
+        images: that are stored for it.
+        scores: one a network, in the order of the space.
+        seconds: of all trainings and tests, summed over processes; None where some were trained by another run.
+    """
+
+    name: str
+    synthetic: SyntheticSet
+    images: int
+    scores: list[Score] = field(default_factory=list)
+    seconds: float | None = None
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Mean accuracy of each network, in [0, 1]."""
+        return [score.mean for score in self.scores]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a proxy's accuracies agree with those on the whole set.
+
+    Args:
+        top: of how many networks, the best on the whole set.
+        spearman: rank correlation, in [-1, 1]; None where all accuracies are equal.
+        kendall: tau-b, likewise.
+    """
+
+    top: int
+    spearman: float | None
+    kendall: float | None
+
+
+def agreements(proxy: Sequence[float], truth: Sequence[float]) -> list[Agreement]:
+    """Correlations over all networks, and over the best 20, 10 and 5 on the whole set, where there are more.
+
+    Args:
+        proxy: accuracy of each network by the proxy.
+        truth: accuracy of each network by the whole set.
+    """
+    best = sorted(range(len(truth)), key=lambda place: -truth[place])
+    found = []
+    for top in (len(truth), *(count for count in sorted(_TOP, reverse=True) if count < len(truth))):
+        pairs = [proxy[place] for place in best[:top]], [truth[place] for place in best[:top]]
+        constant = any(len(set(values)) == 1 for values in pairs)  # SciPy would warn
+        values = [None, None] if constant else [float(each(*pairs).statistic) for each in (spearmanr, kendalltau)]
+        found.append(Agreement(top, *(None if value is None or isnan(value) else value for value in values)))
+    return found
+
+
+class ArchitectureSearch:
+    """Architecture search in the processes of a Trainer.
+
+    Args:
+        trainer: whose processes share the work.
+        callback: its evaluation: recipe, networks of each architecture, epochs on the whole set.
+        data: after its setup.
+        space: see `Space`.
+        proxies: see `ExperimentTrainer.architecture_search`.
+        ipc: images per class of those that are selected.
+        output: folder of the accuracies, by what they came from: a run that is stopped continues network by network.
+
+    Raises:
+        InputError: if a proxy is unknown or does not fit the data, or a network cannot take the images.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        callback: EvaluationCallback,
+        data: CondensationDataModule,
+        space: Space,
+        proxies: Sequence[str],
+        ipc: int,
+        output: Path,
+    ) -> None:
+        self.callback, self.data, self.ipc = callback, data, ipc
+        self.networks = space.drawn(callback.seed)
+        check_networks(self.networks, data)
+        self.recipe = callback.recipes[0]
+        self.evaluator: Evaluator = replace(
+            callback.evaluator(trainer, data), known=Evaluated(output / "accuracies", trainer.global_rank)
+        )
+        self.whole = WholeSet(self.evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
+        if set(proxies) <= {EARLY_STOPPING}:
+            raise InputError(
+                f"proxies must name at least one set, or one of {', '.join(get_args(Method))}; {EARLY_STOPPING} is "
+                f"stopped where a network has seen as many images as of the first of them. Got {list(proxies)}."
+            )
+        names = [*get_args(Method), EARLY_STOPPING]
+        self.loaded: dict[str, SyntheticSet] = {}
+        for proxy in proxies:
+            if proxy not in names:
+                self.loaded[proxy] = self._load(proxy, names)
+        self.proxies = list(proxies)
+
+    def _load(self, proxy: str, names: Sequence[str]) -> SyntheticSet:
+        data = self.data
+        if not Path(proxy).exists() and suggestion(proxy, names):
+            raise InputError(
+                f"Unknown proxy '{proxy}': expected a set or one of {', '.join(names)}.{suggestion(proxy, names)}"
+            )
+        sets = load_synthetic(proxy, data.mean, data.std, data.class_names)
+        if len(sets) > 1:
+            raise InputError(f"'{proxy}' holds {len(sets)} sets; a proxy is a file of one, such as a synthetic.pt.")
+        check_fits(sets[0], data)
+        return sets[0].renormalized(data.mean, data.std)
+
+    def run(self) -> tuple[Ranking, list[Ranking]]:
+        """The ranking by the whole set, and one by each proxy."""
+        proxies = [self._rank_by_proxy(proxy) for proxy in self.proxies]
+        images, recipe = whole_set(self.data), self.whole.own_recipe
+
+        def train(number: int, job: Job, report: Report) -> float:
+            return self.whole.network(job.network, number, report).accuracy
+
+        def is_new(number: int, job: Job) -> bool:
+            return not self.whole.is_trained(job.network, number)
+
+        truth = self._rank(Ranking(TRUTH, images, len(images)), recipe, train, is_new)
+        return truth, proxies
+
+    def _rank_by_proxy(self, proxy: str) -> Ranking:
+        recipe, chosen = self.recipe, self._set(proxy)
+        images = len(chosen.images)
+        if proxy == EARLY_STOPPING:
+            chosen, recipe = self._early_stopping()
+
+        def train(number: int, job: Job, report: Report) -> float:
+            return train_and_test(chosen, job, self.data, self.evaluator.device, report=report)[0]
+
+        title = proxy if proxy not in self.loaded else f"{chosen.method}, {Path(proxy).stem}"
+        return self._rank(Ranking(title, chosen, images), recipe, train, lambda number, job: True)
+
+    def _set(self, proxy: str) -> SyntheticSet:
+        """The images of a proxy; for early stopping, all that it draws from."""
+        if proxy in self.loaded:
+            return self.loaded[proxy]
+        if proxy == EARLY_STOPPING:
+            return whole_set(self.data)
+        if proxy == "random":
+            return random_set(self.data, self.ipc, derive_seed(self.callback.seed, "proxy"))
+        return self.whole.select(cast(Selection, proxy), self.ipc, self.callback.features_network)
+
+    def _early_stopping(self) -> tuple[SyntheticSet, Recipe]:
+        """As many images, of the whole set in random order, as a network sees of the first other proxy.
+
+        Where these are less than an epoch the learning rate does not drop.
+        """
+        first = next(proxy for proxy in self.proxies if proxy != EARLY_STOPPING)
+        epochs = self.recipe.epochs_run(self.recipe.epochs_for(self.networks[0], self.data))
+        images, seen = whole_set(self.data), epochs * len(self._set(first))
+        generator = derive_generator(self.callback.seed, EARLY_STOPPING)
+        rows = torch.randperm(len(images), generator=generator)[:seen].sort().values
+        source = {**images.source, "method": EARLY_STOPPING}
+        some = replace(images, images=images.images[rows], labels=images.labels[rows], source=source)
+        return some, self.recipe.with_epochs(max(round(seen / len(images)), 1) - self.recipe.epochs_from_zero)
+
+    def _rank(self, empty: Ranking, recipe: Recipe, train: TrainNumber, is_new: Callable[[int, Job], bool]) -> Ranking:
+        """Trains every network, or takes what is known of it, with the seconds that it took."""
+        known, chosen, spent = self.evaluator.known, empty.synthetic, torch.zeros(1, dtype=torch.float64)
+        assert known is not None
+
+        def timed(number: int, job: Job, report: Report) -> float:
+            key = self.evaluator.identity(chosen, job)
+            if key not in known:
+                new, started = is_new(number, job), time.monotonic()
+                known[key] = train(number, job, report)
+                known[f"{key} seconds"] = time.monotonic() - started if new else nan
+            spent.add_(known.get(f"{key} seconds", nan))
+            return known[key]
+
+        count = self.callback.whole_set_networks if empty.name == TRUTH else self.callback.num_networks
+        scores = self.evaluator.spread(self.networks, count, recipe, timed, empty.name)
+        seconds = float(self.evaluator.group.reduce(spent))
+        return replace(empty, scores=scores, seconds=None if isnan(seconds) else seconds)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def table(truth: Ranking, proxies: Sequence[Ranking], title: str) -> Matrix:
+    """Correlations, and accuracy on the whole set of the network that each proxy puts first."""
+    matrix = Matrix(title, "proxy")
+    for ranking in [*proxies, truth]:
+        row, cells = ranking.name, matrix.cells
+        if ranking is not truth:
+            for found in agreements(ranking.accuracies, truth.accuracies):
+                top = "all" if found.top == len(truth.scores) else f"top {found.top}"
+                cells[row, f"{top}: Spearman, Kendall"] = f"{_number(found.spearman)}, {_number(found.kendall)}"
+        cells[row, "accuracy of its choice"] = f"{100 * chosen_accuracy(ranking, truth):.1f}"
+        cells[row, "images"] = str(ranking.images)
+        cells[row, "minutes"] = _number(ranking.seconds and ranking.seconds / 60, 1)
+    return matrix
+
+
+def chosen_accuracy(ranking: Ranking, truth: Ranking) -> float:
+    """Accuracy in [0, 1], after training on the whole set, of the first of the networks that are best by a ranking."""
+    return truth.accuracies[ranking.accuracies.index(max(ranking.accuracies))]
+
+
+def plot(truth: Ranking, proxies: Sequence[Ranking], title: str) -> bytes:
+    """Accuracy by each proxy against that by the whole set, a point a network, as the content of a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(proxies) + 0.4, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(proxies), squeeze=False)[0]
+    for panel, proxy in zip(panels, proxies, strict=True):
+        panel.scatter([100 * x for x in proxy.accuracies], [100 * y for y in truth.accuracies], s=10, alpha=0.7)
+        spearman = agreements(proxy.accuracies, truth.accuracies)[0].spearman
+        panel.set_title(f"{proxy.name}: Spearman {_number(spearman)}", fontsize=9)
+        panel.set_xlabel("accuracy in % by the proxy", fontsize=8)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy in % by the whole set", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return as_png(figure)

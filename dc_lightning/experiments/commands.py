@@ -1,0 +1,128 @@
+"""The commands of the paper's two applications, in the processes of a Trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.experiments import architecture_search, continual
+from dc_lightning.experiments.architecture_search import ArchitectureSearch, Space
+from dc_lightning.experiments.continual import Continual, Protocol
+from dc_lightning.experiments.tables import Matrix, show
+from dc_lightning.files import write_whole
+from dc_lightning.methods.base import Condenser
+from dc_lightning.parts import part_name
+from dc_lightning.run.commands import CondensationTrainer, in_processes
+from dc_lightning.run.evaluation_callback import EvaluationCallback, require_writable
+from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.run.results import Column, environment, now, write_results
+
+
+class ExperimentTrainer(CondensationTrainer):
+    """Lightning's Trainer with the entry points of all commands."""
+
+    def continual(
+        self,
+        model: Condenser,
+        datamodule: CondensationDataModule,
+        protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
+        output: str = "lightning_logs/continual",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Continual learning: classes, or the datasets of a stream, come one after the other; a memory of each is kept.
+
+        Args:
+            model: condenses what is kept, model.ipc images of each class.
+            datamodule: the data, or a `dc_lightning.data.Stream` of several.
+            protocol: what comes when, and what networks are trained on.
+            output: folder of memories and networks; the same command continues one that was stopped.
+            ckpt_path: not used; accepted so that the configuration of a fit can be given.
+            weights_only: not used, like ckpt_path.
+        """
+
+        def work(callback: EvaluationCallback) -> None:
+            require_writable(Path(output), "--output")
+            callback.check(self, datamodule, model.network_spec, methods=[*protocol.memories])
+            experiment = Continual(self, callback, model, datamodule, protocol, Path(output))
+            learnt, stages = experiment.run(), experiment.stage_names()
+            columns = [Column(each.name, [experiment.score(each)], each.images, each.stored) for each in learnt]
+            network = part_name(experiment.network)
+            title = f"{datamodule.title}, {model.ipc} per class, {network}: continual learning, {protocol.training}"
+            found = {"learnt": [each.to_dict() for each in learnt], "stages": stages}
+            self._publish(callback, columns, continual.table(learnt, title, stages), found)
+            if self.is_global_zero:
+                write_whole(callback.folder / "continual.png", continual.plot(learnt, title, stages))
+                for logger in self.loggers:
+                    for each in learnt:
+                        for stage, values in enumerate(each.by_stage(), 1):
+                            logger.log_metrics({f"continual/{each.name}": sum(values) / len(values)}, step=stage)
+                    logger.save()
+                say(f"plot           {callback.folder / 'continual.png'}")
+
+        in_processes(self, model, datamodule, work)
+
+    def architecture_search(
+        self,
+        model: Condenser,
+        datamodule: CondensationDataModule,
+        proxies: Sequence[str] = ("random", "early stopping"),
+        space: Space = Space(),  # noqa: B008 (frozen)
+        output: str = "lightning_logs/architecture_search",
+        weights_only: bool | None = None,
+    ) -> None:
+        """Ranks the networks of a space by proxies of the training set, and by the whole set.
+
+        Args:
+            model: its ipc, of images that are selected; nothing else of it is used.
+            datamodule: the data.
+            proxies: sets that `load_synthetic` reads, random, herding, k-center, forgetting, or early stopping: the
+                whole set, as many images of it as a network sees of the first other proxy.
+            space: the networks.
+            output: folder of accuracies; the same command continues one that was stopped, network by network.
+            weights_only: not used; accepted so that the configuration of a fit can be given.
+        """
+
+        def work(callback: EvaluationCallback) -> None:
+            require_writable(Path(output), "--output")
+            require_writable(callback.cache, "--evaluation.cache")
+            search = ArchitectureSearch(self, callback, datamodule, space, proxies, model.ipc, Path(output))
+            truth, ranked = search.run()
+            columns = [Column(each.name, each.scores, each.images, each.images) for each in [*ranked, truth]]
+            title = f"{datamodule.title}: architecture search, {len(truth.scores)} networks"
+            agreed = {
+                each.name: [vars(found) for found in architecture_search.agreements(each.accuracies, truth.accuracies)]
+                for each in ranked
+            }
+            found = {"agreement": agreed, "seconds_of": {each.name: each.seconds for each in [*ranked, truth]}}
+            self._publish(callback, columns, architecture_search.table(truth, ranked, title), found)
+            if self.is_global_zero:
+                path = callback.folder / "architecture_search.png"
+                write_whole(path, architecture_search.plot(truth, ranked, title))
+                say(f"plot           {path}")
+
+        in_processes(self, model, datamodule, work)
+
+    def _publish(
+        self, callback: EvaluationCallback, columns: list[Column], table: Matrix, found: dict[str, Any]
+    ) -> None:
+        """Writes results.json, and prints the table."""
+        if not self.is_global_zero:
+            return
+        content = {
+            "kind": table.corner,
+            "columns": [column.to_dict() for column in columns],
+            "table": table.to_dict(),
+            **found,
+            "seed": callback.seed,
+            "configuration": callback.configuration,
+            "finished": now(),
+            "processes": self.world_size,
+            "device": str(self.strategy.root_device),
+            **environment(),
+        }
+        write_results(callback.folder / "results.json", content)
+        if isinstance(self.progress_bar_callback, RunProgress):
+            self.progress_bar_callback.close()
+        show(table.markdown())
+        say(f"results        {callback.folder / 'results.json'}")

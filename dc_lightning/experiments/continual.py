@@ -1,0 +1,433 @@
+"""Continual learning: classes, or datasets, come one after the other, and a small memory of each is kept.
+
+The first is class-incremental learning by a memory alone (GDumb, Prabhu et al. 2020, as DM's paper and its code have
+it); the second is DC's experiment (section 4.3) on E2E (Castro et al. 2018), whose code was never published.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from dc_lightning.data import Stream
+from dc_lightning.data.datamodule import CondensationDataModule
+from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.evaluation import Score
+from dc_lightning.evaluation.baselines import WholeSet, random_set, whole_set
+from dc_lightning.evaluation.pools import pool
+from dc_lightning.evaluation.selection import Selection
+from dc_lightning.evaluation.training import ContinuedJob, Distillation, Job, test, train
+from dc_lightning.experiments.tables import Matrix, as_png
+from dc_lightning.files import read_tensors, save_whole
+from dc_lightning.methods import Condenser
+from dc_lightning.networks import make_network
+from dc_lightning.parts import part_name
+from dc_lightning.run.checkpoints import Checkpoints
+from dc_lightning.run.evaluation_callback import EvaluationCallback
+from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.seeds import derive_seed
+from dc_lightning.synthetic import SyntheticSet, load_synthetic
+
+Memory = Literal["condensed", "random", Selection]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What comes when, and what networks are trained on.
+
+    Args:
+        steps: stages into which the classes are divided; a `Stream` has its datasets as stages instead.
+        orders: of the classes, by NumPy's permutation under the seeds 0, 1, ...; runs with other seeds of a stream.
+        memories: how the images of a stage that are kept are made: ``condensed`` by the model, or selected.
+        training: ``memory`` trains a fresh network after each stage on the memory alone; ``rehearsal`` trains that of
+            the stage before further, on the new data and the memory of former stages.
+        distillation: weight of `Distillation` in a rehearsal, from 0 for none; 1 in E2E.
+        temperature: of the distillation, 2 in E2E.
+
+    Raises:
+        InputError: if a number is out of its range.
+    """
+
+    steps: int = 5
+    orders: int = 5
+    memories: Sequence[Memory] = ("condensed", "random")
+    training: Literal["memory", "rehearsal"] = "memory"
+    distillation: float = 0.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        numbers = {"steps": (self.steps, 2), "orders": (self.orders, 1), "distillation": (self.distillation, 0)}
+        require_at_least("protocol.", **numbers)
+        if not self.temperature > 0:
+            raise InputError(f"protocol.temperature must be above 0, got {self.temperature}.")
+        if not self.memories:
+            raise InputError("protocol.memories is empty: name at least one, such as condensed or random.")
+        if self.distillation and self.training == "memory":
+            raise InputError(
+                "protocol.distillation needs protocol.training rehearsal: what is trained on the memory alone "
+                "is a fresh network."
+            )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What comes at once.
+
+    Args:
+        data: its images.
+        labels: number of each of its classes among all.
+    """
+
+    data: CondensationDataModule
+    labels: tuple[int, ...]
+
+    def tests(self) -> "Iterable[tuple[Tensor, Tensor]]":
+        """Batches of its test images, labelled among all classes."""
+        return _Relabelled(self)
+
+    def labelled(self, synthetic: SyntheticSet) -> tuple[Tensor, Tensor]:
+        """Decoded images of a set of its classes, and labels among all."""
+        images, labels = synthetic.decoded()
+        return images.cpu(), torch.tensor(self.labels)[labels.cpu()]
+
+
+class _Relabelled:
+    def __init__(self, stage: Stage) -> None:
+        self.loader, self.labels = stage.data.test_dataloader(), torch.tensor(stage.labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield images, self.labels.to(labels.device)[labels]
+
+
+def stages_of(data: CondensationDataModule, steps: int, order: int) -> list[Stage]:
+    """The stages of a stream, or of one order of the classes.
+
+    Args:
+        data: after its setup.
+        steps: number of stages.
+        order: seed of the order.
+
+    Raises:
+        InputError: if the classes cannot be divided so.
+    """
+    count = data.num_classes
+    if isinstance(data, Stream):
+        return [Stage(each, tuple(range(count))) for each in data.stages]
+    if count % steps or count // steps < 2:
+        raise InputError(
+            f"protocol.steps must divide the {count} classes of {data.title} into stages of two or more, got {steps}."
+        )
+    shuffled = np.random.RandomState(order).permutation(count).reshape(steps, -1).tolist()
+    return [Stage(data.of_classes(classes), tuple(classes)) for classes in shuffled]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Accuracies of one kind of memory.
+
+    Args:
+        name: of it.
+        accuracies: ``[order][network][stage][task]``, in [0, 1]: after each stage on each task so far.
+        sizes: ``[order][task]``, test images; None weighs all tasks alike.
+        images: in the memory after the last stage, as networks see them.
+        stored: likewise, as they are kept.
+    """
+
+    name: str
+    accuracies: list[list[list[list[float]]]]
+    sizes: list[list[int]] | None
+    images: int
+    stored: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For results.json."""
+        return {**asdict(self), "by_stage": self.by_stage(), "forgetting": self.forgetting()}
+
+    def by_stage(self) -> list[list[float]]:
+        """Accuracy on all that was seen, ``[stage][order and network]``."""
+        found: list[list[float]] = []
+        for order, networks in enumerate(self.accuracies):
+            for network in networks:
+                for stage, tasks in enumerate(network):
+                    weights = self.sizes[order][: len(tasks)] if self.sizes else None
+                    found += [[]] if stage == len(found) else []
+                    found[stage].append(float(np.average(tasks, weights=weights)))
+        return found
+
+    def forgetting(self) -> list[float]:
+        """How far tasks fell in the end from the best before (Chaudhry et al. 2018), one an order and network."""
+        return [_forgetting(network) for networks in self.accuracies for network in networks]
+
+
+def _forgetting(network: Sequence[Sequence[float]]) -> float:
+    *before, last = network
+    return fmean(max(after[task] for after in before if task < len(after)) - last[task] for task in range(len(before)))
+
+
+class Continual:
+    """Continual learning in the processes of a Trainer.
+
+    Args:
+        trainer: whose settings and processes are used.
+        callback: its evaluation: recipe, networks, seed.
+        model: condenses; never trained itself.
+        data: after its setup.
+        protocol: see `Protocol`.
+        output: folder of the memories and networks, by what they were made from: a run that is stopped continues.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        callback: EvaluationCallback,
+        model: Condenser,
+        data: CondensationDataModule,
+        protocol: Protocol,
+        output: Path,
+    ) -> None:
+        self.trainer, self.callback, self.model, self.data = trainer, callback, model, data
+        self.protocol, self.output = protocol, output
+        self.recipe, self.network = callback.recipes[0], pool(callback.networks, model.network_spec)[0]
+        self.evaluator = callback.evaluator(trainer, data)
+
+    def run(self) -> list[Learnt]:
+        """All orders of every kind of memory."""
+        orders = [stages_of(self.data, self.protocol.steps, order) for order in range(self.protocol.orders)]
+        return [self._learn(memory, orders) for memory in self.protocol.memories]
+
+    def stage_names(self) -> list[str]:
+        """Of the stages, for tables: the datasets, or how many classes have come."""
+        stages = stages_of(self.data, self.protocol.steps, 0)
+        if isinstance(self.data, Stream):
+            return [stage.data.title for stage in stages]
+        return [f"{number * len(stages[0].labels)} classes" for number in range(1, len(stages) + 1)]
+
+    def score(self, learnt: Learnt) -> Score:
+        """After the last stage, on all that was seen; each network by its seed."""
+        networks = range(self.callback.num_networks)
+        return Score(
+            network=part_name(self.network),
+            accuracies=learnt.by_stage()[-1],
+            seeds=[self._seed(order, number) for order in range(self.protocol.orders) for number in networks],
+            epochs=self.recipe.epochs_for(self.network, self.data),
+            augmentation=self.recipe.augmentation_names(self.network, self.data),
+            recipe=self.recipe.name,
+            loss=part_name(self.recipe.loss),
+        )
+
+    def _seed(self, order: int, number: int) -> int:
+        return derive_seed(self.callback.seed, "continual", order, number)
+
+    def name(self, memory: Memory) -> str:
+        """Of a kind of memory in tables."""
+        return self.model.name if memory == "condensed" else memory
+
+    def _learn(self, memory: Memory, orders: Sequence[Sequence[Stage]]) -> Learnt:
+        found, images, stored = [], 0, 0
+        for order, stages in enumerate(orders):
+            kept: list[SyntheticSet] = []
+            after: list[list[list[float]]] = [[] for _ in range(self.callback.num_networks)]
+            for number in range(len(stages)):
+                title = f"{self.name(memory)}, order {order + 1}/{len(orders)}, stage {number + 1}/{len(stages)}"
+                kept.append(self._remember(memory, stages[number], order, title))
+                for network, tasks in enumerate(self._train(stages[: number + 1], kept, order, title)):
+                    after[network].append(tasks)
+            found.append(after)
+            images, stored = sum(len(each) for each in kept), sum(len(each.images) for each in kept)
+        sizes = None
+        if not isinstance(self.data, Stream):
+            sizes = [[len(stage.data.test_labels) for stage in stages] for stages in orders]
+        return Learnt(self.name(memory), found, sizes, images, stored)
+
+    # Memories
+
+    def _remember(self, memory: Memory, stage: Stage, order: int, title: str) -> SyntheticSet:
+        """The images of a stage that are kept: those that were made before, or new ones."""
+        model, data, callback = self.model, stage.data, self.callback
+        names = [data.title, *data.class_names]
+        made: list[Any] = [
+            names,
+            order,
+            callback.seed,
+            *data.mean,
+            *data.std,
+            model.ipc,
+            data.real and data.real.counts(),
+        ]
+        if memory == "condensed":
+            settings = {key: value for key, value in model.hparams.items() if key != "seed"}
+            made += [type(model).__name__, settings, data.batch_real, self.trainer.max_epochs, self.trainer.precision]
+        elif memory != "random":
+            made += [callback.features_network, callback.whole_set_epochs, asdict(self.recipe)]
+        digest = _digest([memory, *made])
+        folder = self.output / "memories" / f"{data.title}_{self.name(memory)}_{digest}"
+        path = folder / "synthetic.pt"
+        if not self._agreed(path.is_file()):
+            if memory == "condensed":
+                found = self._condense(data, callback.seed + order, folder, title)
+            else:
+                found = self._select(memory, data, callback.seed + order)
+            if self.trainer.is_global_zero:
+                found.save_grid(path.with_suffix(".png"))
+                found.save(path)
+            self.trainer.strategy.barrier("memory")
+        return load_synthetic(path)[0]
+
+    def _select(self, memory: Selection | Literal["random"], data: CondensationDataModule, seed: int) -> SyntheticSet:
+        if memory == "random":
+            return random_set(data, self.model.ipc, derive_seed(seed, "memory"))
+        callback = self.callback
+        evaluator = callback.evaluator(self.trainer, data)
+        chosen_from = WholeSet(evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
+        return chosen_from.select(memory, self.model.ipc, callback.features_network)
+
+    def _condense(self, data: CondensationDataModule, seed: int, folder: Path, title: str) -> SyntheticSet:
+        """An ordinary fit of a copy of the model, in a folder of its own, from its last checkpoint if there is one."""
+        trainer, model = self.trainer, copy.deepcopy(self.model)
+        model.seed = model.hparams["seed"] = seed
+        bar = trainer.progress_bar_callback
+        callbacks: list[Any] = [Checkpoints(every_n=max(trainer.max_epochs or 1, 1))]
+        if isinstance(bar, RunProgress):
+            bar.close()
+            callbacks.append(RunProgress(bar.lines))
+        if trainer.is_global_zero:
+            say(f"{title}: condensing {', '.join(data.class_names)}")
+        nested = Trainer(
+            accelerator=trainer.strategy.root_device.type if trainer.world_size == 1 else "auto",
+            devices=trainer.num_devices,
+            num_nodes=trainer.num_nodes,
+            strategy="ddp" if trainer.world_size > 1 else "auto",
+            precision=trainer.precision,
+            max_epochs=trainer.max_epochs,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(str(folder.parent), name="", version=folder.name, default_hp_metric=False),
+            log_every_n_steps=1,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            enable_progress_bar=isinstance(bar, RunProgress),
+        )
+        last = folder / "checkpoints" / "last.ckpt"
+        nested.fit(model, datamodule=data, ckpt_path=str(last) if self._agreed(last.is_file()) else None)
+        return model.synthetic_set(nested.current_epoch)
+
+    def _agreed(self, here: bool) -> bool:
+        """What the first process sees in the folders, which all share."""
+        return bool(self.trainer.strategy.broadcast(here))
+
+    # Networks
+
+    def _train(
+        self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], order: int, title: str
+    ) -> list[list[float]]:
+        """Accuracies of each network on each task so far, after the last of these stages."""
+        count, group = self.callback.num_networks, self.evaluator.group
+        accuracies = torch.zeros(count, len(stages), dtype=torch.float64)
+        mine = range(group.rank, count, group.size)
+        if isinstance(self.trainer.progress_bar_callback, RunProgress) and group.size > 1:
+            self.trainer.progress_bar_callback.close()
+        for done, number in enumerate(mine):
+            report = self.evaluator.report(title, done, len(mine))
+            report(0.0)
+            seed = self._seed(order, number)
+            path, before = self._path(stages, kept, seed), None
+            if self.protocol.training == "rehearsal" and len(stages) > 1:
+                before = self._path(stages[:-1], kept[:-1], seed)
+            if not path.is_file():
+                self._train_one(stages, kept, seed, before, path)
+            accuracies[number] = torch.tensor(read_tensors(path)["accuracies"], dtype=torch.float64)
+        self.evaluator.report(title, len(mine), len(mine))(0.0)
+        found: list[list[float]] = group.reduce(accuracies).tolist()
+        return found
+
+    def _path(self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int) -> Path:
+        """Of a network and its accuracies; everything that bears on them is in its name."""
+        remembered = [synthetic.checksum for synthetic in kept]
+        if self.protocol.training == "rehearsal":
+            remembered = remembered[:-1]
+        protocol = [self.protocol.training, self.protocol.distillation, self.protocol.temperature]
+        classes = [[stage.data.title, *map(str, stage.labels)] for stage in stages]
+        names = self.recipe.augmentation_names(self.network, self.data)
+        digest = _digest([remembered, classes, protocol, self.network, asdict(self.recipe), names, seed])
+        return self.output / "networks" / f"{digest}.pt"
+
+    def _train_one(
+        self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int, before: Path | None, path: Path
+    ) -> None:
+        device, rehearses = self.evaluator.device, self.protocol.training == "rehearsal"
+        for stage in stages:
+            stage.data.move(device)
+        memory = list(zip(stages, kept, strict=True))
+        parts = [stage.labelled(synthetic) for stage, synthetic in (memory[:-1] if rehearses else memory)]
+        if rehearses:
+            parts.append(stages[-1].labelled(whole_set(stages[-1].data)))
+        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        data = self.data
+        joined = SyntheticSet(images, labels, data.mean, data.std, tuple(data.class_names))
+        job = Job(self.network, self.recipe, seed)
+        if before is not None:
+            job = self._continued(job, before, stages[:-1])
+        trained = train(joined, job, data, device)
+        content: dict[str, Any] = {"accuracies": [test(trained, stage.tests(), device) for stage in stages]}
+        if rehearses:
+            content["state"] = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
+        save_whole(path, content)
+
+    def _continued(self, job: Job, before: Path, stages: Sequence[Stage]) -> ContinuedJob:
+        network = make_network(job.network, self.data, job.seed)
+        network.load_state_dict(read_tensors(before)["state"])
+        distillation, protocol = None, self.protocol
+        if protocol.distillation:
+            old = sorted({label for stage in stages for label in stage.labels})
+            teacher = copy.deepcopy(network).to(self.evaluator.device)
+            distillation = Distillation(teacher, old, protocol.distillation, protocol.temperature)
+        seed = derive_seed(job.seed, "rehearsal", len(stages))
+        return ContinuedJob(job.network, job.recipe, seed, network, distillation)
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=6).hexdigest()
+
+
+def _percent(values: Sequence[float]) -> str:
+    return f"{100 * fmean(values):.1f} ± {100 * pstdev(values):.1f}"
+
+
+def table(learnt: Sequence[Learnt], title: str, stages: Sequence[str]) -> Matrix:
+    """Accuracy by stage in percent, mean and population standard deviation over orders and networks; forgetting."""
+    matrix = Matrix(title, "memory")
+    for each in learnt:
+        row = f"{each.name}, {each.stored} images"
+        for stage, values in zip(stages, each.by_stage(), strict=True):
+            matrix.cells[row, stage] = _percent(values)
+        matrix.cells[row, "forgetting"] = _percent(each.forgetting())
+        matrix.cells[row, "n"] = str(len(each.forgetting()))
+    return matrix
+
+
+def plot(learnt: Sequence[Learnt], title: str, stages: Sequence[str]) -> bytes:
+    """Accuracy by stage, as the content of a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for each in learnt:
+        values = each.by_stage()
+        means, stds = [100 * fmean(stage) for stage in values], [100 * pstdev(stage) for stage in values]
+        axes.errorbar(range(len(stages)), means, yerr=stds, marker="o", ms=4, capsize=3, label=each.name)
+    axes.set_xticks(range(len(stages)), stages, fontsize=8)
+    axes.set_ylabel("test accuracy in % on all seen so far")
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return as_png(figure)

@@ -1,0 +1,64 @@
+"""Tables and figures of experiments, as text and as bytes."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+
+@dataclass
+class Matrix:
+    """A table of text: what was not run stays blank."""
+
+    title: str  # above it
+    corner: str  # what the rows are
+    cells: dict[tuple[str, str], str] = field(default_factory=dict)  # by row and column label
+    columns: Sequence[str] = ()  # in this order; empty takes the order in which they come
+    notes: Sequence[str] = ()  # below it
+
+    def markdown(self) -> str:
+        """For the terminal, and for a README."""
+        columns = self.columns or list(dict.fromkeys(column for _, column in self.cells))
+        head = f"| {self.corner} | {' | '.join(columns)} |"
+        lines = [f"**{self.title}**", "", head, "|---" * (len(columns) + 1) + "|"]
+        for row in dict.fromkeys(row for row, _ in self.cells):
+            lines.append(f"| {row} | {' | '.join(self.cells.get((row, column), '') for column in columns)} |")
+        notes = ["", *("\\" + note for note in self.notes)] if self.notes else []
+        return "\n".join([*lines, *notes]) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For results.json."""
+        cells = [[row, column, text] for (row, column), text in self.cells.items()]
+        return {"title": self.title, "corner": self.corner, "cells": cells, "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Matrix":
+        """What `to_dict` gave."""
+        cells = {(row, column): text for row, column, text in content["cells"]}
+        return cls(content["title"], content["corner"], cells, notes=content["notes"])
+
+
+def merged(matrices: Iterable[Matrix]) -> list[Matrix]:
+    """Those of one title as one, as runs of one experiment with other methods are."""
+    found: dict[str, Matrix] = {}
+    for matrix in matrices:
+        known = found.setdefault(matrix.title, Matrix(matrix.title, matrix.corner))
+        known.cells |= matrix.cells
+        known.notes = list(dict.fromkeys([*known.notes, *matrix.notes]))
+    return list(found.values())
+
+
+def show(markdown: str, console: Console | None = None) -> None:
+    """Prints tables as wide as they are: figures are never cut."""
+    width = max((console or Console()).width, *(len(line) for line in markdown.splitlines()))
+    Console(width=width).print(Markdown(markdown))
+
+
+def as_png(figure: Any) -> bytes:
+    """A matplotlib figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
