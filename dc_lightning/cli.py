@@ -26,7 +26,9 @@ from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.evaluation.selection import Method
+from dc_lightning.experiments.architecture_search import Space
 from dc_lightning.experiments.commands import ExperimentTrainer
+from dc_lightning.experiments.continual import Protocol
 from dc_lightning.files import configuration_file, expanded
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
@@ -492,13 +494,15 @@ def _run(words: list[str]) -> int:
 def _suggested_option(words: Sequence[str]) -> str:
     """The option that is near one of the words which is none, if there is any."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
-    known += ["keep_freed_memory", "compile", "weights_only"]
+    known += ["keep_freed_memory", "compile", "weights_only", "output", "proxies"]
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [part for part in vars(data).values() if inspect.isclass(part)],
         "trainer": [Trainer],
         "evaluation": [EvaluationCallback],
         "checkpoint": [Checkpoints],
+        "protocol": [Protocol],
+        "space": [Space],
     }
     for key, parts in classes.items():
         names = {name for part in parts for name in inspect.signature(part).parameters}

@@ -1,6 +1,9 @@
+import bz2
 import hashlib
+import json
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,19 @@ from scipy.io import savemat
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from dc_lightning.data import CIFAR10, CIFAR100, MNIST, SVHN, Digits, FashionMNIST, ImageFolder, TorchDataset, to_tensor
+from dc_lightning.cli import main
+from dc_lightning.data import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    SVHN,
+    USPS,
+    Digits,
+    FashionMNIST,
+    ImageFolder,
+    TorchDataset,
+    to_tensor,
+)
 from dc_lightning.errors import InputError
 
 COUNTS = {"train": 40, "test": 20}
@@ -62,6 +77,18 @@ def make_cifar(root, monkeypatch, cls, key, meta_key):
     monkeypatch.setattr(cls, "meta", meta)
 
 
+def make_usps(root, monkeypatch):
+    """Lines of a label from 1 and its pixels in [-1, 1], numbered from 1."""
+    root.mkdir(exist_ok=True)
+    for split, name in (("train", "usps.bz2"), ("test", "usps.t.bz2")):
+        images, labels = pixels(split, 16, 16)
+        lines = [
+            " ".join([str(label + 1), *(f"{n}:{value / 127.5 - 1:.6f}" for n, value in enumerate(image.ravel(), 1))])
+            for image, label in zip(images, labels, strict=True)
+        ]
+        (root / name).write_bytes(bz2.compress("\n".join(lines).encode()))
+
+
 MAKERS = {
     MNIST: lambda root, m: make_mnist(root, m, "MNIST"),
     FashionMNIST: lambda root, m: make_mnist(root, m, "FashionMNIST"),
@@ -97,6 +124,60 @@ def test_torchvisions_files_are_read_as_torchvision_reads_them(cls, tmp_path, mo
     assert label == labels[3]
     batches = list(data.test_dataloader())
     assert sum(len(batch[0]) for batch in batches) == 20
+
+
+def test_usps_is_read_as_it_was_written(tmp_path, monkeypatch):
+    make_usps(tmp_path, monkeypatch)
+    data = USPS(str(tmp_path), download=False)
+    data.prepare_data()
+    data.setup()
+    images, labels = pixels("train", 16, 16)
+    found = data.denormalize(data.real.take(torch.arange(40)))[:, 0] * 255
+    assert (found - torch.tensor(images)).abs().max() < 1.01  # torchvision cuts off what is below an integer
+    assert data.real.labels.tolist() == labels.tolist()
+    assert data.class_names == tuple("0123456789")
+
+
+def test_images_are_brought_to_one_shape(tmp_path, monkeypatch):
+    make_mnist(tmp_path, monkeypatch, "MNIST")
+    plain, data = (MNIST(str(tmp_path), download=False, **given) for given in ({}, {"image_size": 32, "channels": 3}))
+    plain.setup()
+    data.setup()
+    assert (data.channels, data.image_size, data.mean) == (3, (32, 32), (0.1307,) * 3)
+    images = data.denormalize(data.real.take(torch.arange(8)))
+    assert torch.equal(images[:, 0], images[:, 2])
+    expected = torch.nn.functional.interpolate(
+        plain.denormalize(plain.real.take(torch.arange(8))), size=(32, 32), mode="bilinear", antialias=True
+    )
+    assert (images[:, :1] - expected).abs().max() < 1.01 / 255
+    with pytest.raises(InputError, match=r"data\.channels must be 3"):
+        MNIST(channels=1)
+    with pytest.raises(InputError, match=r"data\.image_size must be at least 1"):
+        MNIST(image_size=0)
+
+
+def test_the_three_digit_datasets_come_one_after_the_other(tmp_path, monkeypatch):
+    """The stream of the paper from the shipped YAML, on small files of all three."""
+    make_svhn(tmp_path, monkeypatch)
+    make_mnist(tmp_path, monkeypatch, "MNIST")
+    make_usps(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    text = (Path(__file__).parent.parent / "configs/continual/digits.yaml").read_text()
+    text = text.replace("init_args: {image_size", "init_args: {root: ., download: false, image_size")
+    text = text.replace(
+        "class_path: dc_lightning.data.SVHN", "{class_path: dc_lightning.data.SVHN, init_args: {root: .}}"
+    )
+    Path("digits.yaml").write_text(text)
+    words = (
+        "continual --config digits.yaml --model.ipc 1 --model.network MLP --trainer.max_epochs 1 --protocol.orders 1"
+    )
+    words += " --evaluation.recipe.epochs 1 --evaluation.whole_set_epochs 1 --evaluation.features_network MLP"
+    assert main([*words.split(), "--trainer.accelerator", "cpu"]) == 0
+    results = json.loads(Path("lightning_logs/version_0/results.json").read_text())
+    assert results["stages"] == ["SVHN", "MNIST", "USPS"]
+    assert [column["name"] for column in results["columns"]] == ["DC", "herding"]
+    assert [column["stored_images"] for column in results["columns"]] == [30, 30]
 
 
 @pytest.mark.parametrize("cls", MAKERS, ids=lambda cls: cls.__name__)

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from dc_lightning.data import Stream
@@ -175,6 +177,39 @@ def _forgetting(network: Sequence[Sequence[float]]) -> float:
     return fmean(max(after[task] for after in before if task < len(after)) - last[task] for task in range(len(before)))
 
 
+class _SameProcesses(LightningEnvironment):
+    """The processes of a Trainer, for another one that runs within it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self._trainer = trainer
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return self._trainer.world_size
+
+    def global_rank(self) -> int:
+        return self._trainer.global_rank
+
+    def local_rank(self) -> int:
+        return self._trainer.local_rank
+
+    def node_rank(self) -> int:
+        return self._trainer.node_rank
+
+    def set_world_size(self, size: int) -> None:
+        """It is set."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is set."""
+
+    def teardown(self) -> None:
+        """The processes go on."""
+
+
 class Continual:
     """Continual learning in the processes of a Trainer.
 
@@ -303,11 +338,12 @@ class Continual:
             callbacks.append(RunProgress(bar.lines))
         if trainer.is_global_zero:
             say(f"{title}: condensing {', '.join(data.class_names)}")
+        together = DDPStrategy(cluster_environment=_SameProcesses(trainer))
         nested = Trainer(
-            accelerator=trainer.strategy.root_device.type if trainer.world_size == 1 else "auto",
+            accelerator=trainer.strategy.root_device.type,
             devices=trainer.num_devices,
             num_nodes=trainer.num_nodes,
-            strategy="ddp" if trainer.world_size > 1 else "auto",
+            strategy=together if trainer.world_size > 1 else "auto",
             precision=trainer.precision,
             max_epochs=trainer.max_epochs,
             callbacks=callbacks,
@@ -334,8 +370,6 @@ class Continual:
         count, group = self.callback.num_networks, self.evaluator.group
         accuracies = torch.zeros(count, len(stages), dtype=torch.float64)
         mine = range(group.rank, count, group.size)
-        if isinstance(self.trainer.progress_bar_callback, RunProgress) and group.size > 1:
-            self.trainer.progress_bar_callback.close()
         for done, number in enumerate(mine):
             report = self.evaluator.report(title, done, len(mine))
             report(0.0)
