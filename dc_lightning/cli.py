@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from dc_lightning import __version__, data, methods
+from dc_lightning import data, methods
 from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
@@ -30,6 +30,7 @@ from dc_lightning.experiments.architecture_search import Space
 from dc_lightning.experiments.commands import ExperimentTrainer
 from dc_lightning.experiments.continual import Protocol
 from dc_lightning.files import configuration_file, expanded
+from dc_lightning.help import COMMANDS, quick_answer
 from dc_lightning.methods import Condenser
 from dc_lightning.methods.resume import require_checkpoint
 from dc_lightning.parts import find
@@ -272,9 +273,6 @@ class CondensationCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=list(words),
             parser_kwargs={
-                "description": "Dataset condensation. Besides the subcommands below, `export SET PATH` writes a set to "
-                "share, `sets` lists those that ship, `reproduce TABLE` runs a table of a paper and `report FOLDER` "
-                "prints it; each has a --help.",
                 **{name: {"default_env": False, "allow_abbrev": False} for name in CondensationCLI.subcommands()},
             },
         )
@@ -472,20 +470,16 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _run(words: list[str]) -> int:
-    if words == ["--version"]:
-        print(f"dc_lightning {__version__}")
+    if (answer := quick_answer(words)) is not None:
+        print(answer)
         return 0
-    words = [word.replace("-", "_") if word == "architecture-search" else word for word in words[:1]] + words[1:]
-    command = words[0] if words else "--help"
-    known = [*CondensationCLI.subcommands(), *_COMMANDS]
-    if not command.startswith("-") and command not in known:
-        raise InputError(
-            f"Unknown command '{command}': expected one of {', '.join(known)}.{suggestion(command, known)}"
-        )
+    command = words[0]
     if command in _COMMANDS:
         return _COMMANDS[command](words[1:])
+    words = [command.replace("-", "_") if command in COMMANDS else command, *words[1:]]
+    words = ["--help" if word == "--help-all" else word for word in words]
     try:
-        CondensationCLI(words or ["--help"])
+        CondensationCLI(words)
     except InputError as error:
         raise InputError(f"{error}{_suggested_option(words)}") from error
     return 0

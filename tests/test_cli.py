@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -405,6 +406,40 @@ def test_default_root_dir_is_where_everything_goes():
     assert fit("--trainer.max_epochs", "1", "--trainer.default_root_dir", "elsewhere") == 0
     assert Path("elsewhere/lightning_logs/version_0/results.json").is_file()
     assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "select", "continual", "architecture-search"])
+def test_the_short_help_names_options_that_there_are(command, capsys):
+    assert main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 45
+    assert max(len(line) for line in short.splitlines()) <= 120
+    named = set(re.findall(r"^  --([\w.]+)", short, re.MULTILINE))
+    with pytest.raises(SystemExit):
+        main([command, *TINY, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    required = {"synthetic", "method"}  # have no value yet
+    for name in named - {"config", "data.root", "data", "model"}:
+        place = printed
+        for key in name.split("."):
+            place = place.get("init_args", place)
+            assert key in place or key in required, name
+            place = place.get(key) or {}
+
+
+def test_all_options_are_shown_on_request(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help-all"])
+    assert "--evaluation.recipe.lr_factor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], [], ["fit", "--help"], ["evalute"]])
+def test_answers_need_neither_torch_nor_lightning(words):
+    code = f"import sys; sys.argv = ['dc-lightning', *{words}]; from dc_lightning.__main__ import run; run()\n"
+    code += "sys.exit(bool({'torch', 'pytorch_lightning'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert "dc_lightning" in shown.stdout or "dc-lightning" in shown.stdout or "Did you mean 'evaluate'" in shown.stderr
 
 
 def test_version(capsys):

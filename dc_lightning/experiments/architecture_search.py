@@ -13,7 +13,6 @@ from typing import cast, get_args
 
 import torch
 from pytorch_lightning import Trainer
-from scipy.stats import kendalltau, spearmanr
 
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.errors import InputError, require_at_least, suggestion
@@ -130,6 +129,8 @@ def agreements(proxy: Sequence[float], truth: Sequence[float]) -> list[Agreement
         proxy: accuracy of each network by the proxy.
         truth: accuracy of each network by the whole set.
     """
+    from scipy.stats import kendalltau, spearmanr
+
     best = sorted(range(len(truth)), key=lambda place: -truth[place])
     found = []
     for top in (len(truth), *(count for count in sorted(_TOP, reverse=True) if count < len(truth))):

@@ -4,8 +4,6 @@ import warnings
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -79,6 +77,9 @@ def cluster_centres(points: Tensor, count: int, seed: int, start: Tensor | None 
     Returns:
         float, ``(count, d)``, on the CPU; fewer, where there are not as many distinct points.
     """
+    from sklearn.cluster import KMeans  # a second, when it is needed
+    from sklearn.exceptions import ConvergenceWarning
+
     clusters = KMeans(
         count, init="k-means++" if start is None else start.numpy(), n_init=1, random_state=seed % 2**32, copy_x=False
     )
