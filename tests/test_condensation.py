@@ -138,7 +138,7 @@ def test_clusters_are_computed_by_one_thread(monkeypatch):
             threads.extend(pool["num_threads"] for pool in threadpool_info())
             return super().fit(*args, **kwargs)
 
-    monkeypatch.setattr(initial, "KMeans", Watched)
+    monkeypatch.setattr("sklearn.cluster.KMeans", Watched)
     with threadpool_limits(2):
         before = [pool["num_threads"] for pool in threadpool_info()]
         initial.cluster_centres(torch.randn(9, 4), 3, seed=0)
