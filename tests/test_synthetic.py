@@ -194,8 +194,32 @@ def test_grid_has_one_row_a_class(synthetic, tmp_path):
         synthetic.mean
     ).view(3, 1, 1)
     torch.testing.assert_close(decoded[:, 8:12, 2:7], first_of_class_1.clamp(0, 1))
+
+
+def test_a_picture_shows_the_images_under_the_names_of_their_classes(synthetic, tmp_path):
+    """Blocks of two images, one a class, in rows: a strip for the name, then the images, enlarged."""
     synthetic.save_grid(tmp_path / "grid.png")
-    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    picture = torch.from_numpy(np.array(Image.open(tmp_path / "grid.png"))).permute(2, 0, 1)
+    assert min(picture.shape[1:]) >= 600
+    assert 0.5 < picture.shape[2] / picture.shape[1] < 3
+    pixels = synthetic.unit_range_images().mul(255).round().byte()
+    places = []
+    for image in pixels:
+        corner = image[:, 0, 0].view(3, 1, 1)
+        places.append(torch.nonzero((picture == corner).all(0))[0].tolist())
+    for first, second in ((0, 1), (2, 3), (4, 5)):  # of one class: side by side
+        assert places[first][0] == places[second][0]
+        assert places[first][1] < places[second][1]
+    for top, left in places[::2]:  # something dark above the first of each class: its name
+        assert (picture[:, top - 14 : top, left : left + 60].float().mean(0) < 128).any()
+
+
+def test_a_picture_of_many_classes_with_long_names_is_no_strip(tmp_path):
+    names = tuple(f"a very long name of class {label} \u4e2d" for label in range(100))
+    SyntheticSet(torch.rand(100, 1, 8, 8), torch.arange(100), (0.0,), (1.0,), names).save_grid(tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        width, height = picture.size
+    assert 0.5 < width / height < 2.5
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from torchvision.utils import make_grid
 from dc_lightning.errors import InputError
 from dc_lightning.files import save_whole, write_whole
 from dc_lightning.synthetic.formation import Formation, decode, images_in_one
+from dc_lightning.synthetic.picture import labelled_picture
 
 FORMAT = "dc_lightning synthetic set 2"
 METADATA = "synthetic.json"
@@ -183,12 +184,11 @@ class SyntheticSet(Dataset):
         return make_grid(torch.cat(rows), nrow=width, padding=2, pad_value=1.0)
 
     def save_grid(self, path: str | Path, decoded: bool = False) -> None:
-        """Writes `grid` as a PNG file, enlarged without smoothing so that its smaller side has 300 pixels or more."""
-        grid = self.grid(decoded)
-        factor = max(1, -(-300 // min(grid.shape[1:])))
-        enlarged = grid.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        """Writes the images with the names of their classes as a PNG file, enlarged; see `grid` for ``decoded``."""
+        labels = self.hard_labels.repeat(self.images_in_one) if decoded else self.hard_labels
+        picture = labelled_picture([as_picture(image) for image in self.viewable(decoded)], labels, self.class_names)
         buffer = io.BytesIO()
-        as_picture(enlarged).save(buffer, format="PNG")
+        picture.save(buffer, format="PNG")
         write_whole(path, buffer.getvalue())
 
     def about(self) -> dict[str, Any]:
