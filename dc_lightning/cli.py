@@ -417,7 +417,7 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
     except _Parsed as parsed:
         return cast(dict[str, Any], parsed.args[0])
     except InputError as error:
-        raise InputError(f"{error}{_suggested_option(words)}") from error
+        raise InputError(f"{error}{_suggested_option(words, str(error))}") from error
     raise AssertionError("the words were run")
 
 
@@ -481,12 +481,12 @@ def _run(words: list[str]) -> int:
     try:
         CondensationCLI(words)
     except InputError as error:
-        raise InputError(f"{error}{_suggested_option(words)}") from error
+        raise InputError(f"{error}{_suggested_option(words, str(error))}") from error
     return 0
 
 
-def _suggested_option(words: Sequence[str]) -> str:
-    """The option that is near one of the words which is none, if there is any."""
+def _suggested_option(words: Sequence[str], message: str) -> str:
+    """The option that is near one of the words which is none, if a message is about it."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
     known += ["keep_freed_memory", "compile", "weights_only", "output", "proxies"]
     classes: dict[str, list[Any]] = {
@@ -508,7 +508,7 @@ def _suggested_option(words: Sequence[str]) -> str:
                 return near
         plain = name.replace(".init_args", "")
         parent = ".".join(plain.split(".")[:2])
-        if plain not in known and parent not in known:
+        if plain not in known and parent not in known and plain.rpartition(".")[2] in message:
             return suggestion(plain, known).replace("'", "'--", 1)
     return ""
 

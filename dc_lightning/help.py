@@ -77,7 +77,8 @@ _TEXTS = {
   --evaluation.whole_set_epochs N  its epochs (20)
 {_TRAINER}""",
     "continual": f"""
-  dc-lightning continual --config configs/methods/dsa.yaml --config configs/continual/class_incremental.yaml
+  dc-lightning continual --config configs/base.yaml --config configs/methods/dsa.yaml \\
+    --config configs/continual/class_incremental.yaml
   dc-lightning continual --config configs/continual/digits.yaml
 {_CONFIG}
   --protocol.steps N               stages into which the classes are divided (5)
@@ -99,11 +100,11 @@ _TEXTS = {
   --space.width LIST               of the ConvNets; likewise depth, normalization, activation, pooling
   --space.networks LIST            other networks
   --space.sample N                 so many of all
-  --output FOLDER                  of accuracies; the same command continues what was stopped
   --model.ipc N                    images per class that are selected
 {_DATA}
   --evaluation.recipe.epochs N     by which a proxy trains a network
   --evaluation.num_networks N      of each architecture on a proxy
+  --evaluation.cache FOLDER        of networks and accuracies; the same command continues what was stopped
   --evaluation.whole_set_epochs N  of each on all data
 {_TRAINER}""",
 }

@@ -145,23 +145,24 @@ def test_the_command_writes_results_a_table_and_a_plot(whole):
 
 def test_early_stopping_sees_as_many_images(whole, monkeypatch):
     """Eleven epochs (0..10) of six images are 66, and two epochs of 36 come nearest."""
-    asked = []
+    asked, drops = [], {}
     monkeypatch.chdir(whole)
     monkeypatch.setattr("sys.argv", ["dc-lightning"])
 
     def note(synthetic, job, data, device, report=None):
-        asked.append(
-            (synthetic.method, len(synthetic), job.recipe.epochs_run(job.recipe.epochs_for(job.network, data)))
-        )
+        epochs = job.recipe.epochs_run(job.recipe.epochs_for(job.network, data))
+        asked.append((synthetic.method, len(synthetic), epochs))
+        drops.update({epochs: job.recipe.milestones} if synthetic.method == "early stopping" else {})
         return 0.5, None
 
     monkeypatch.setattr(architecture_search, "train_and_test", note)
-    words = [*ARGS, "--output", "noted", "--trainer.logger.version"]
+    words = [*ARGS, "--evaluation.cache", "noted", "--trainer.logger.version"]
     assert main([*words, "noted"]) == 0
     assert set(asked) == {("random", 6, 11), ("herding", 6, 11), ("early stopping", 36, 2)}
     asked.clear()
     assert main([*words, "short", "--evaluation.recipe.epochs", "2"]) == 0
     assert ("early stopping", 18, 1) in asked  # three epochs of six: half of an epoch
+    assert drops == {2: [0.5], 1: []}
 
 
 def test_the_same_command_trains_nothing_again(whole, monkeypatch):
@@ -194,7 +195,7 @@ def test_a_saved_set_is_a_proxy(empty_folder, whole):
     assert main([*words.split(), "--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "1"]) == 0
     assert main([*ARGS[:-1], f"[{RUN}/synthetic.pt]"]) == 0
     results = json.loads(Path("lightning_logs/version_1/results.json").read_text())
-    assert results["columns"][0]["name"] == "random, synthetic"
+    assert results["columns"][0]["name"] == f"random, {RUN}/synthetic.pt"
     assert results["columns"][0]["stored_images"] == 3
 
 
@@ -202,6 +203,7 @@ BAD = {
     "an unknown proxy": (["--proxies", "[herdin]"], "'herding'"),
     "no proxy": (["--proxies", "[]"], "proxies must name at least one set"),
     "early stopping alone": (["--proxies", "[early stopping]"], "proxies must name at least one set"),
+    "a proxy twice": (["--proxies", "[random, random]"], "once each"),
     "no such set": (["--proxies", "[nothing.pt]"], "nothing.pt"),
     "a sample of one": (["--space.sample", "1"], "space.sample must be at least 2"),
     "a sample above the space": (["--space.sample", "99"], "must have 99 networks or more, but has 9"),

@@ -19,6 +19,7 @@ from dc_lightning.evaluation import Recipe
 from dc_lightning.evaluation.training import ContinuedJob, Distillation, Job, train, train_and_test
 from dc_lightning.experiments import continual
 from dc_lightning.experiments.continual import Learnt, Stage, stages_of
+from dc_lightning.experiments.tables import Matrix, merged
 from dc_lightning.networks import make_network
 from dc_lightning.synthetic import load_synthetic
 
@@ -124,7 +125,7 @@ def test_a_strong_distillation_keeps_the_outputs_of_the_network_before():
         distillation = Distillation(make_network("MLP", data, seed=5), [0, 1, 2], weight)
         job = ContinuedJob("MLP", Recipe(epochs=20, augmentation=[]), 1, before, distillation)
         after = train(wrong, job, data, CPU).network
-        moved.append(float((after(images).softmax(1) - before(images).softmax(1)).abs().mean()))
+        moved.append((after(images).softmax(1) - before(images).softmax(1)).abs().mean().item())
     assert moved[1] < 0.5 * moved[0]
 
 
@@ -255,7 +256,8 @@ data:
     words = [ARGS[0], "--config", "stream.yaml", *ARGS[5:], "--protocol.memories", "[random]"]
     assert main([*words, "--protocol.training", "rehearsal"]) == 0
     results = json.loads((RUN / "results.json").read_text())
-    assert results["stages"] == ["TinyData", "TinyData"]
+    assert results["stages"] == ["TinyData (1)", "TinyData (2)"]
+    assert results["learnt"][0]["stored"] == 6  # of the first; the last comes with its data
     assert results["learnt"][0]["sizes"] is None
     assert [len(stage) for stage in results["learnt"][0]["by_stage"]] == [4, 4]
 
@@ -273,7 +275,75 @@ def test_tests_of_a_stage_are_labelled_among_all_classes():
     assert {int(label) for _, labels in stage.tests() for label in labels} == {1, 4}
 
 
+def test_other_data_of_the_same_name_is_not_taken_for_what_was_kept(empty_folder):
+    words = [*ARGS, "--protocol.memories", "[random]", "--protocol.orders", "1"]
+    assert main(words) == 0
+    assert main([*words, "--data.per_class", "13"]) == 0
+    assert len(list(Path("lightning_logs/continual/memories").iterdir())) == 6
+    first = tiny().fingerprint
+    assert tiny().fingerprint == first
+    assert tiny().of_classes([0, 1]).fingerprint != first != tiny(validation=0.2).fingerprint
+    other = tiny()
+    other.test_labels = other.test_labels.flip(0)
+    assert other.fingerprint != first
+
+
+def test_sets_of_several_images_in_one_are_kept_as_they_decode(empty_folder):
+    words = ["continual", "--data", "conftest.TinyData", "--data.classes", "4", "--model", "IDC", *ARGS[5:9]]
+    words += ["--model.network", "ConvNetD1", "--model.factor", "2", "--trainer.accelerator", "cpu"]
+    words += ["--trainer.max_epochs", "1", "--protocol.steps", "2", "--protocol.orders", "1"]
+    words += ["--protocol.memories", "[condensed]", "--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2"]
+    assert main(words) == 0
+    found = learnt(Path())[0]
+    assert (found["stored"], found["images"]) == (8, 32)
+
+
+def test_a_signal_names_the_command_that_continues(empty_folder, monkeypatch, capsys):
+    continual_run = continual.Continual.run
+
+    def stopped(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(continual.Continual, "run", stopped)
+    assert main(ARGS) == 128 + signal.SIGTERM
+    command = capsys.readouterr().err.splitlines()[-1].split()
+    assert command[:3] == ["dc-lightning", "continual", "--config"]
+    monkeypatch.setattr(continual.Continual, "run", continual_run)
+    assert main([*command[1:], "--protocol.orders", "1", "--trainer.max_epochs", "1"]) == 0
+
+
+def test_dropout_draws_from_the_seed_of_its_network():
+    data = tiny(classes=3)
+    chosen = SyntheticSet(
+        data.real.take(torch.arange(12)), data.real.labels[:12], data.mean, data.std, data.class_names
+    )
+    job, states = Job("test_continual.with_dropout", Recipe(epochs=5), 1), []
+    for _ in range(2):
+        torch.rand(7)  # another state of the global generator
+        states.append(torch.cat([value.flatten() for value in train(chosen, job, data, CPU).network.parameters()]))
+    assert torch.equal(*states)
+
+
+def with_dropout(channels, num_classes, image_size):
+    inputs = channels * image_size[0] * image_size[1]
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(inputs, num_classes))
+
+
+def test_tables_are_merged_where_they_do_not_contradict():
+    first = Matrix("one", "memory", {("DC", "a"): "1", ("DC", "b"): "2"})
+    second = Matrix("one", "memory", {("random", "a"): "3", ("random", "b"): "4"})
+    again = Matrix("one", "memory", {("DC", "a"): "9", ("DC", "b"): "2"})
+    longer = Matrix("one", "memory", {("DM", "a"): "1", ("DM", "c"): "2"})
+    found = merged([first, second, again, longer])
+    assert [sorted({row for row, _ in matrix.cells}) for matrix in found] == [["DC", "random"], ["DC"], ["DM"]]
+    assert len(first.cells) == 2
+
+
 BAD = {
+    "no end": (["--trainer.max_epochs", "-1"], "ends after trainer.max_epochs"),
+    "an end by time": (["--trainer.max_time", "00:00:01:00"], "neither trainer.max_time"),
+    "a rehearsal of the run": (["--trainer.fast_dev_run", "true"], "nor trainer.fast_dev_run"),
+    "two networks": (["--evaluation.networks", "[MLP, ConvNetD1]"], "one test network and one recipe, got 2 and 1"),
     "steps that do not divide": (["--protocol.steps", "4"], "must divide the 6 classes"),
     "a stage of one class": (["--protocol.steps", "6"], "stages of two or more, got 6"),
     "one step": (["--protocol.steps", "1"], "protocol.steps must be at least 2"),

@@ -5,6 +5,7 @@ small subclass of `CondensationDataModule`; any other comes in through `ImageFol
 """
 
 import copy
+import hashlib
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -95,6 +96,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.own_statistics = mean is not None
         self.in_memory, self.validation = in_memory, validation
         self.real: RealImages | None = None
+        self._fingerprint: str | None = None
 
     @abstractmethod
     def load(self) -> tuple[Split, Split, Sequence[str]]:
@@ -219,12 +221,27 @@ class CondensationDataModule(LightningDataModule, ABC):
         """
         assert self.real is not None
         found = copy.copy(self)
+        found._fingerprint = None
         found.real = self.real.of_classes(classes)
         found.class_names, found.num_classes = found.real.class_names, len(classes)
         rows = [torch.nonzero(self.test_labels == label).flatten() for label in classes]
         found.test_labels = torch.cat([torch.full((len(its),), number) for number, its in enumerate(rows)])
         found._test = self._test.subset(torch.cat(rows), found.test_labels)
         return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what a training or a test depends on: names, shape, statistics, labels, some images of both splits."""
+        if self._fingerprint is None:
+            assert self.real is not None
+            about = [self.title, self.class_names, self.channels, self.image_size, self.mean, self.std]
+            digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
+            for labels, images in ((self.real.labels, self.real), (self.test_labels, self._test)):
+                some = torch.arange(len(labels))[:: max(len(labels) // 32, 1)]
+                for tensor in (labels, images.take(some)):
+                    digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def train_dataloader(self) -> DataLoader:
         """As many items as an outer iteration has matching steps, each the `RealImages` to draw from."""

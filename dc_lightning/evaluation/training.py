@@ -24,7 +24,7 @@ from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.evaluation.recipe import Recipe
 from dc_lightning.networks import make_network
 from dc_lightning.parts import Spec
-from dc_lightning.seeds import derive_generator
+from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
 
 Observe = Callable[[Tensor, Tensor], None]
@@ -272,7 +272,7 @@ def train(
         observe,
         report,
     )
-    with _quiet():
+    with _quiet(), seeded(derive_seed(job.seed, "training"), device):  # dropout draws
         _trainer(device).fit(module, train_dataloaders=batches)
     return module
 

@@ -6,6 +6,7 @@ The authors never published the code. What the paper leaves open is said where i
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from math import isnan, nan
 from pathlib import Path
@@ -144,6 +145,9 @@ def agreements(proxy: Sequence[float], truth: Sequence[float]) -> list[Agreement
 class ArchitectureSearch:
     """Architecture search in the processes of a Trainer.
 
+    Accuracies are kept beside the networks of the whole set, by what they came from: a run that is stopped continues
+    network by network.
+
     Args:
         trainer: whose processes share the work.
         callback: its evaluation: recipe, networks of each architecture, epochs on the whole set.
@@ -151,7 +155,6 @@ class ArchitectureSearch:
         space: see `Space`.
         proxies: see `ExperimentTrainer.architecture_search`.
         ipc: images per class of those that are selected.
-        output: folder of the accuracies, by what they came from: a run that is stopped continues network by network.
 
     Raises:
         InputError: if a proxy is unknown or does not fit the data, or a network cannot take the images.
@@ -165,14 +168,13 @@ class ArchitectureSearch:
         space: Space,
         proxies: Sequence[str],
         ipc: int,
-        output: Path,
     ) -> None:
         self.callback, self.data, self.ipc = callback, data, ipc
         self.networks = space.drawn(callback.seed)
         check_networks(self.networks, data)
         self.recipe = callback.recipes[0]
         self.evaluator: Evaluator = replace(
-            callback.evaluator(trainer, data), known=Evaluated(output / "accuracies", trainer.global_rank)
+            callback.evaluator(trainer, data), known=Evaluated(callback.cache / "accuracies", trainer.global_rank)
         )
         self.whole = WholeSet(self.evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
         if set(proxies) <= {EARLY_STOPPING}:
@@ -180,6 +182,8 @@ class ArchitectureSearch:
                 f"proxies must name at least one set, or one of {', '.join(get_args(Method))}; {EARLY_STOPPING} is "
                 f"stopped where a network has seen as many images as of the first of them. Got {list(proxies)}."
             )
+        if len(set(proxies)) < len(proxies):
+            raise InputError(f"proxies must be named once each, got {list(proxies)}.")
         names = [*get_args(Method), EARLY_STOPPING]
         self.loaded: dict[str, SyntheticSet] = {}
         for proxy in proxies:
@@ -202,7 +206,7 @@ class ArchitectureSearch:
     def run(self) -> tuple[Ranking, list[Ranking]]:
         """The ranking by the whole set, and one by each proxy."""
         proxies = [self._rank_by_proxy(proxy) for proxy in self.proxies]
-        images, recipe = whole_set(self.data), self.whole.own_recipe
+        images, recipe = self._all, self.whole.own_recipe
 
         def train(number: int, job: Job, report: Report) -> float:
             return self.whole.network(job.network, number, report).accuracy
@@ -222,32 +226,38 @@ class ArchitectureSearch:
         def train(number: int, job: Job, report: Report) -> float:
             return train_and_test(chosen, job, self.data, self.evaluator.device, report=report)[0]
 
-        title = proxy if proxy not in self.loaded else f"{chosen.method}, {Path(proxy).stem}"
+        title = proxy if proxy not in self.loaded else f"{chosen.method}, {proxy}"
         return self._rank(Ranking(title, chosen, images), recipe, train, lambda number, job: True)
+
+    @cached_property
+    def _all(self) -> SyntheticSet:
+        return whole_set(self.data)
 
     def _set(self, proxy: str) -> SyntheticSet:
         """The images of a proxy; for early stopping, all that it draws from."""
         if proxy in self.loaded:
             return self.loaded[proxy]
         if proxy == EARLY_STOPPING:
-            return whole_set(self.data)
+            return self._all
         if proxy == "random":
             return random_set(self.data, self.ipc, derive_seed(self.callback.seed, "proxy"))
         return self.whole.select(cast(Selection, proxy), self.ipc, self.callback.features_network)
 
     def _early_stopping(self) -> tuple[SyntheticSet, Recipe]:
-        """As many images, of the whole set in random order, as a network sees of the first other proxy.
+        """As many images, of the whole set in random order, as the first network sees of the first other proxy.
 
-        Where these are less than an epoch the learning rate does not drop.
+        Rounded to epochs; where these are one or less, the learning rate does not drop.
         """
         first = next(proxy for proxy in self.proxies if proxy != EARLY_STOPPING)
         epochs = self.recipe.epochs_run(self.recipe.epochs_for(self.networks[0], self.data))
-        images, seen = whole_set(self.data), epochs * len(self._set(first))
+        images, seen = self._all, epochs * len(self._set(first))
         generator = derive_generator(self.callback.seed, EARLY_STOPPING)
         rows = torch.randperm(len(images), generator=generator)[:seen].sort().values
         source = {**images.source, "method": EARLY_STOPPING}
         some = replace(images, images=images.images[rows], labels=images.labels[rows], source=source)
-        return some, self.recipe.with_epochs(max(round(seen / len(images)), 1) - self.recipe.epochs_from_zero)
+        epochs = max(round(seen / len(images)), 1)
+        recipe = self.recipe.with_epochs(epochs - self.recipe.epochs_from_zero)
+        return some, (recipe if epochs > 1 else replace(recipe, milestones=[]))
 
     def _rank(self, empty: Ranking, recipe: Recipe, train: TrainNumber, is_new: Callable[[int, Job], bool]) -> Ranking:
         """Trains every network, or takes what is known of it, with the seconds that it took."""

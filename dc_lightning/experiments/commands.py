@@ -1,6 +1,8 @@
 """The commands of the paper's two applications, in the processes of a Trainer."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,22 @@ from dc_lightning.experiments.tables import Matrix, show
 from dc_lightning.files import write_whole
 from dc_lightning.methods.base import Condenser
 from dc_lightning.parts import part_name
+from dc_lightning.run.checkpoints import Interrupted
 from dc_lightning.run.commands import CondensationTrainer, in_processes
 from dc_lightning.run.evaluation_callback import EvaluationCallback, require_writable
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.results import Column, environment, now, write_results
+
+
+@contextmanager
+def _continued_by(command: str, callback: EvaluationCallback) -> Iterator[None]:
+    """Notes on what a signal raises the command that continues, whatever it has ended."""
+    try:
+        yield
+    except Interrupted as stop:
+        words = ["dc-lightning", command, "--config", str(callback.folder / "config.yaml")]
+        stop.resume_command = shlex.join(words)  # type: ignore[attr-defined]
+        raise
 
 
 class ExperimentTrainer(CondensationTrainer):
@@ -42,13 +56,19 @@ class ExperimentTrainer(CondensationTrainer):
         """
 
         def work(callback: EvaluationCallback) -> None:
+            with _continued_by("continual", callback):
+                learn(callback)
+
+        def learn(callback: EvaluationCallback) -> None:
             require_writable(Path(output), "--output")
             callback.check(self, datamodule, model.network_spec, methods=[*protocol.memories])
             experiment = Continual(self, callback, model, datamodule, protocol, Path(output))
             learnt, stages = experiment.run(), experiment.stage_names()
             columns = [Column(each.name, [experiment.score(each)], each.images, each.stored) for each in learnt]
             network = part_name(experiment.network)
-            title = f"{datamodule.title}, {model.ipc} per class, {network}: continual learning, {protocol.training}"
+            training = protocol.training + (f", distillation {protocol.distillation}" if protocol.distillation else "")
+            title = f"{datamodule.title}, {model.ipc} per class, {network}: continual learning, {training}"
+            title += f", recipe {experiment.recipe.name}, {experiment.score(learnt[0]).epochs} epochs"
             found = {"learnt": [each.to_dict() for each in learnt], "stages": stages}
             self._publish(callback, columns, continual.table(learnt, title, stages), found)
             if self.is_global_zero:
@@ -68,7 +88,7 @@ class ExperimentTrainer(CondensationTrainer):
         datamodule: CondensationDataModule,
         proxies: Sequence[str] = ("random", "early stopping"),
         space: Space = Space(),  # noqa: B008 (frozen)
-        output: str = "lightning_logs/architecture_search",
+        ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Ranks the networks of a space by proxies of the training set, and by the whole set.
@@ -79,17 +99,23 @@ class ExperimentTrainer(CondensationTrainer):
             proxies: sets that `load_synthetic` reads, random, herding, k-center, forgetting, or early stopping: the
                 whole set, as many images of it as a network sees of the first other proxy.
             space: the networks.
-            output: folder of accuracies; the same command continues one that was stopped, network by network.
-            weights_only: not used; accepted so that the configuration of a fit can be given.
+            ckpt_path: not used; accepted so that the configuration of a fit can be given.
+            weights_only: not used, like ckpt_path.
         """
 
         def work(callback: EvaluationCallback) -> None:
-            require_writable(Path(output), "--output")
+            with _continued_by("architecture-search", callback):
+                search(callback)
+
+        def search(callback: EvaluationCallback) -> None:
             require_writable(callback.cache, "--evaluation.cache")
-            search = ArchitectureSearch(self, callback, datamodule, space, proxies, model.ipc, Path(output))
-            truth, ranked = search.run()
-            columns = [Column(each.name, each.scores, each.images, each.images) for each in [*ranked, truth]]
-            title = f"{datamodule.title}: architecture search, {len(truth.scores)} networks"
+            experiment = ArchitectureSearch(self, callback, datamodule, space, proxies, model.ipc)
+            callback.check(self, datamodule, experiment.networks[0], methods=proxies)
+            truth, ranked = experiment.run()
+            columns = [Column(each.name, each.scores, len(each.synthetic), each.images) for each in [*ranked, truth]]
+            title = f"{datamodule.title}: architecture search, {len(truth.scores)} networks, recipe "
+            title += f"{ranked[0].scores[0].recipe}, {ranked[0].scores[0].epochs} epochs; {callback.whole_set_epochs} "
+            title += "on the whole set"
             agreed = {
                 each.name: [vars(found) for found in architecture_search.agreements(each.accuracies, truth.accuracies)]
                 for each in ranked

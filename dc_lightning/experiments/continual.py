@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
@@ -233,20 +234,34 @@ class Continual:
     ) -> None:
         self.trainer, self.callback, self.model, self.data = trainer, callback, model, data
         self.protocol, self.output = protocol, output
-        self.recipe, self.network = callback.recipes[0], pool(callback.networks, model.network_spec)[0]
+        networks = pool(callback.networks, model.network_spec)
+        if len(networks) > 1 or len(callback.recipes) > 1:
+            raise InputError(
+                f"Continual learning takes one test network and one recipe, got {len(networks)} and "
+                f"{len(callback.recipes)}; see evaluation.networks and evaluation.other_recipes."
+            )
+        timed = any(isinstance(each, Timer) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if timed or trainer.fast_dev_run or not (trainer.max_epochs or 0) > 0:  # type: ignore[attr-defined]
+            raise InputError(
+                "Every condensation of a continual run ends after trainer.max_epochs outer iterations: give that, and "
+                "neither trainer.max_time nor trainer.fast_dev_run."
+            )
+        self.recipe, self.network = callback.recipes[0], networks[0]
         self.evaluator = callback.evaluator(trainer, data)
+        self.rehearses = protocol.training == "rehearsal"
 
     def run(self) -> list[Learnt]:
         """All orders of every kind of memory."""
-        orders = [stages_of(self.data, self.protocol.steps, order) for order in range(self.protocol.orders)]
-        return [self._learn(memory, orders) for memory in self.protocol.memories]
+        return [self._learn(memory) for memory in self.protocol.memories]
 
     def stage_names(self) -> list[str]:
         """Of the stages, for tables: the datasets, or how many classes have come."""
-        stages = stages_of(self.data, self.protocol.steps, 0)
-        if isinstance(self.data, Stream):
-            return [stage.data.title for stage in stages]
-        return [f"{number * len(stages[0].labels)} classes" for number in range(1, len(stages) + 1)]
+        if not isinstance(self.data, Stream):
+            each, steps = self.data.num_classes // self.protocol.steps, self.protocol.steps
+            return [f"{number * each} classes" for number in range(1, steps + 1)]
+        titles = [stage.title for stage in self.data.stages]
+        repeated = len(set(titles)) < len(titles)
+        return [f"{title} ({number})" if repeated else title for number, title in enumerate(titles, 1)]
 
     def score(self, learnt: Learnt) -> Score:
         """After the last stage, on all that was seen; each network by its seed."""
@@ -268,38 +283,34 @@ class Continual:
         """Of a kind of memory in tables."""
         return self.model.name if memory == "condensed" else memory
 
-    def _learn(self, memory: Memory, orders: Sequence[Sequence[Stage]]) -> Learnt:
-        found, images, stored = [], 0, 0
-        for order, stages in enumerate(orders):
+    def _learn(self, memory: Memory) -> Learnt:
+        found: list[list[list[list[float]]]] = []
+        sizes: list[list[int]] = []
+        images, stored, orders = 0, 0, self.protocol.orders
+        for order in range(orders):
+            stages = stages_of(self.data, self.protocol.steps, order)
             kept: list[SyntheticSet] = []
             after: list[list[list[float]]] = [[] for _ in range(self.callback.num_networks)]
-            for number in range(len(stages)):
-                title = f"{self.name(memory)}, order {order + 1}/{len(orders)}, stage {number + 1}/{len(stages)}"
-                kept.append(self._remember(memory, stages[number], order, title))
+            for number, stage in enumerate(stages):
+                title = f"{self.name(memory)}, order {order + 1}/{orders}, stage {number + 1}/{len(stages)}"
+                if not self.rehearses:
+                    kept.append(self._remember(memory, stage, order, title))
                 for network, tasks in enumerate(self._train(stages[: number + 1], kept, order, title)):
                     after[network].append(tasks)
+                if self.rehearses and number + 1 < len(stages):
+                    kept.append(self._remember(memory, stage, order, title))
             found.append(after)
+            sizes.append([len(stage.data.test_labels) for stage in stages])
             images, stored = sum(len(each) for each in kept), sum(len(each.images) for each in kept)
-        sizes = None
-        if not isinstance(self.data, Stream):
-            sizes = [[len(stage.data.test_labels) for stage in stages] for stages in orders]
-        return Learnt(self.name(memory), found, sizes, images, stored)
+        alike = isinstance(self.data, Stream)
+        return Learnt(self.name(memory), found, None if alike else sizes, images, stored)
 
     # Memories
 
     def _remember(self, memory: Memory, stage: Stage, order: int, title: str) -> SyntheticSet:
         """The images of a stage that are kept: those that were made before, or new ones."""
         model, data, callback = self.model, stage.data, self.callback
-        names = [data.title, *data.class_names]
-        made: list[Any] = [
-            names,
-            order,
-            callback.seed,
-            *data.mean,
-            *data.std,
-            model.ipc,
-            data.real and data.real.counts(),
-        ]
+        made: list[Any] = [data.fingerprint, order, callback.seed, model.ipc]
         if memory == "condensed":
             settings = {key: value for key, value in model.hparams.items() if key != "seed"}
             made += [type(model).__name__, settings, data.batch_real, self.trainer.max_epochs, self.trainer.precision]
@@ -323,7 +334,7 @@ class Continual:
         if memory == "random":
             return random_set(data, self.model.ipc, derive_seed(seed, "memory"))
         callback = self.callback
-        evaluator = callback.evaluator(self.trainer, data)
+        evaluator = replace(callback.evaluator(self.trainer, data), seed=seed)
         chosen_from = WholeSet(evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
         return chosen_from.select(memory, self.model.ipc, callback.features_network)
 
@@ -332,7 +343,8 @@ class Continual:
         trainer, model = self.trainer, copy.deepcopy(self.model)
         model.seed = model.hparams["seed"] = seed
         bar = trainer.progress_bar_callback
-        callbacks: list[Any] = [Checkpoints(every_n=max(trainer.max_epochs or 1, 1))]
+        outer = next(each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
+        callbacks: list[Any] = [Checkpoints(trainer.max_epochs or 1, outer.last_every_seconds)]
         if isinstance(bar, RunProgress):
             bar.close()
             callbacks.append(RunProgress(bar.lines))
@@ -341,7 +353,7 @@ class Continual:
         together = DDPStrategy(cluster_environment=_SameProcesses(trainer))
         nested = Trainer(
             accelerator=trainer.strategy.root_device.type,
-            devices=trainer.num_devices,
+            devices=trainer.device_ids if trainer.strategy.root_device.type == "cuda" else trainer.num_devices,
             num_nodes=trainer.num_nodes,
             strategy=together if trainer.world_size > 1 else "auto",
             precision=trainer.precision,
@@ -375,7 +387,7 @@ class Continual:
             report(0.0)
             seed = self._seed(order, number)
             path, before = self._path(stages, kept, seed), None
-            if self.protocol.training == "rehearsal" and len(stages) > 1:
+            if self.rehearses and len(stages) > 1:
                 before = self._path(stages[:-1], kept[:-1], seed)
             if not path.is_file():
                 self._train_one(stages, kept, seed, before, path)
@@ -386,24 +398,22 @@ class Continual:
 
     def _path(self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int) -> Path:
         """Of a network and its accuracies; everything that bears on them is in its name."""
-        remembered = [synthetic.checksum for synthetic in kept]
-        if self.protocol.training == "rehearsal":
-            remembered = remembered[:-1]
         protocol = [self.protocol.training, self.protocol.distillation, self.protocol.temperature]
-        classes = [[stage.data.title, *map(str, stage.labels)] for stage in stages]
+        seen = [[stage.data.fingerprint, *map(str, stage.labels)] for stage in stages]
+        remembered = [synthetic.decoded_checksum for synthetic in kept]
         names = self.recipe.augmentation_names(self.network, self.data)
-        digest = _digest([remembered, classes, protocol, self.network, asdict(self.recipe), names, seed])
+        made = [self.data.fingerprint, seen, remembered, protocol, self.network, asdict(self.recipe), names, seed]
+        digest = _digest(made)
         return self.output / "networks" / f"{digest}.pt"
 
     def _train_one(
         self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int, before: Path | None, path: Path
     ) -> None:
-        device, rehearses = self.evaluator.device, self.protocol.training == "rehearsal"
+        device = self.evaluator.device
         for stage in stages:
             stage.data.move(device)
-        memory = list(zip(stages, kept, strict=True))
-        parts = [stage.labelled(synthetic) for stage, synthetic in (memory[:-1] if rehearses else memory)]
-        if rehearses:
+        parts = [stage.labelled(synthetic) for stage, synthetic in zip(stages, kept, strict=False)]
+        if self.rehearses:
             parts.append(stages[-1].labelled(whole_set(stages[-1].data)))
         images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         data = self.data
@@ -413,7 +423,7 @@ class Continual:
             job = self._continued(job, before, stages[:-1])
         trained = train(joined, job, data, device)
         content: dict[str, Any] = {"accuracies": [test(trained, stage.tests(), device) for stage in stages]}
-        if rehearses:
+        if self.rehearses:
             content["state"] = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
         save_whole(path, content)
 

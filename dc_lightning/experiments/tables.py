@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -42,13 +42,22 @@ class Matrix:
 
 
 def merged(matrices: Iterable[Matrix]) -> list[Matrix]:
-    """Those of one title as one, as runs of one experiment with other methods are."""
-    found: dict[str, Matrix] = {}
+    """Those of one title as one, as runs of one experiment with other methods are; none where they contradict."""
+    found: list[Matrix] = []
     for matrix in matrices:
-        known = found.setdefault(matrix.title, Matrix(matrix.title, matrix.corner))
-        known.cells |= matrix.cells
-        known.notes = list(dict.fromkeys([*known.notes, *matrix.notes]))
-    return list(found.values())
+        known = next((one for one in found if one.title == matrix.title and _agree(one, matrix)), None)
+        if known is None:
+            found.append(replace(matrix, cells=dict(matrix.cells)))
+        else:
+            known.cells |= matrix.cells
+            known.notes = list(dict.fromkeys([*known.notes, *matrix.notes]))
+    return found
+
+
+def _agree(first: Matrix, second: Matrix) -> bool:
+    """Whether two tables have the same columns, and no cell that differs."""
+    columns = [{column for _, column in matrix.cells} for matrix in (first, second)]
+    return columns[0] == columns[1] and all(second.cells.get(at, text) == text for at, text in first.cells.items())
 
 
 def show(markdown: str, console: Console | None = None) -> None:

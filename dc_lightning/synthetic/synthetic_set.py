@@ -66,10 +66,12 @@ class SyntheticSet(Dataset):
     @property
     def checksum(self) -> str:
         """Of the stored images and labels, 32 hexadecimal digits."""
-        digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.images, self.labels):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _checksum(self.images, self.labels)
+
+    @cached_property
+    def decoded_checksum(self) -> str:
+        """Likewise of what a network trains on."""
+        return _checksum(*self.decoded())
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """What a network trains on: images, float, ``(m, C, H, W)``, normalised, and their labels."""
@@ -244,6 +246,13 @@ class SyntheticSet(Dataset):
             "formation": self.formation,
         }
         write_whole(folder / METADATA, json.dumps(metadata, indent=2).encode())
+
+
+def _checksum(*tensors: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def as_picture(pixels: Tensor) -> Image.Image:
