@@ -199,6 +199,7 @@ def test_report_shows_the_table(whole, capsys):
     assert main(["report", str(whole), "--output", str(whole / "report")]) == 0
     assert "continual learning, memory" in capsys.readouterr().out
     assert "DC, 12 images" in (whole / "report" / "report.md").read_text()
+    assert (whole / "report" / "continual_1.png").read_bytes() == (whole / RUN / "continual.png").read_bytes()
 
 
 def test_the_same_command_trains_nothing_again(whole, monkeypatch):

@@ -7,7 +7,7 @@ it); the second is DC's experiment (section 4.3) on E2E (Castro et al. 2018), wh
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -457,6 +457,17 @@ def table(learnt: Sequence[Learnt], title: str, stages: Sequence[str]) -> Matrix
         matrix.cells[row, "forgetting"] = _percent(each.forgetting())
         matrix.cells[row, "n"] = str(len(each.forgetting()))
     return matrix
+
+
+def plots(results: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """One `plot` of all kinds of memory in the results of one title."""
+    found: dict[str, tuple[list[str], dict[str, Learnt]]] = {}
+    for content in results:
+        _, learnt = found.setdefault(content["table"]["title"], (content.get("stages", []), {}))
+        for each in content.get("learnt", []):
+            fields = ("name", "accuracies", "sizes", "images", "stored")
+            learnt.setdefault(each["name"], Learnt(**{name: each[name] for name in fields}))
+    return [plot([*learnt.values()], title, stages) for title, (stages, learnt) in found.items() if learnt]
 
 
 def plot(learnt: Sequence[Learnt], title: str, stages: Sequence[str]) -> bytes:

@@ -18,6 +18,7 @@ from rich.console import Console
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation.pools import POOLS
 from dc_lightning.evaluation.selection import Selection
+from dc_lightning.experiments import continual
 from dc_lightning.experiments.paper import DATASETS, POOL_OF, SELECTIONS, TABLE_1, TABLE_2, TABLES, WHOLE_SET, Accuracy
 from dc_lightning.experiments.presets import (
     compares_distances,
@@ -197,13 +198,13 @@ class Found:
         rows: of the papers' tables.
         folders: that were read.
         problems: one sentence for each file that was left out.
-        experiments: tables of continual learning and architecture search.
+        experiments: results of continual learning and architecture search.
     """
 
     rows: list[Row]
     folders: list[Path]
     problems: list[str]
-    experiments: list[Matrix]
+    experiments: list[dict[str, Any]]
 
 
 def collect(folders: Sequence[Path]) -> Found:
@@ -224,7 +225,7 @@ def collect(folders: Sequence[Path]) -> Found:
             try:
                 content = read_results(path)
                 if "table" in content:
-                    experiments.append(Matrix.from_dict(content["table"]))
+                    experiments.append(content)
                     continue
                 found = list(_rows_of(content))
             except InputError as broken:
@@ -251,7 +252,7 @@ def collect(folders: Sequence[Path]) -> Found:
                 known.accuracies |= new
                 if new and content.get("kind") == "condensation" and "seconds" in content:
                     known.hours.append(float(content["seconds"]) / 3600)
-    return Found(sorted(rows.values(), key=_order), read, problems, merged(experiments))
+    return Found(sorted(rows.values(), key=_order), read, problems, experiments)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -488,13 +489,15 @@ def main(words: Sequence[str]) -> int:
     if not found.rows and not found.experiments:
         raise InputError(f"There are no results to report below {', '.join(map(str, options.folders))}.")
     rows = found.rows
-    matrices = [*(tables(rows) if rows else []), *found.experiments]
+    matrices = [*(tables(rows) if rows else []), *merged(Matrix.from_dict(each["table"]) for each in found.experiments)]
     markdown = "\n".join(table.markdown() for table in matrices)
     show(markdown, console)
     write_whole(options.output / "report.md", markdown.encode())
     if rows:
         write_whole(options.output / "report.csv", to_csv(rows).encode())
         write_whole(options.output / "report.png", plot(rows))
+    for number, figure in enumerate(continual.plots(found.experiments), 1):
+        write_whole(options.output / f"continual_{number}.png", figure)
     condensed, damaged = _condensed_sets(found.folders)
     for problem in damaged:
         print(problem, file=sys.stderr)
