@@ -20,8 +20,8 @@ COMMANDS = {
 _CONFIG = """
   --config FILE                    YAML of options; later files and options refine earlier ones"""
 _DATA = """
-  --data NAME                      Digits, MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, ImageFolder, TorchDataset, or
-                                   the import path of your own
+  --data NAME                      Digits, MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, ImageFolder, HuggingFace,
+                                   TorchDataset, or the import path of your own
   --data.root FOLDER               where its files are"""
 _EVALUATION = """
   --evaluation.networks NAMES      test networks, a list or a pool such as S or M

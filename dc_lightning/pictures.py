@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ _MOST = 65535  # of 16 bits
 _SCALED = ("PNG", "PPM")  # formats whose integers Pillow gives as 16 bits
 
 
-def _opened(path: str | Path, read: Callable[[Image.Image], Any]) -> Any:
+def _opened(path: str | Path | BinaryIO, read: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as image:
             if image.mode not in (*_GREY, *_COLOURED) or (image.mode == "I" and image.format not in _SCALED):
@@ -36,7 +36,7 @@ def _opened(path: str | Path, read: Callable[[Image.Image], Any]) -> Any:
         raise InputError(f"'{path}' is no image that can be read ({reason}); fix or remove it.") from error
 
 
-def is_grey(path: str | Path) -> bool:
+def is_grey(path: str | Path | BinaryIO) -> bool:
     """Whether a file has no colours, by its header.
 
     Raises:
@@ -45,11 +45,11 @@ def is_grey(path: str | Path) -> bool:
     return bool(_opened(path, lambda image: image.mode in _GREY))
 
 
-def read_picture(path: str | Path, channels: int, background: str = "white") -> Tensor:
+def read_picture(path: str | Path | BinaryIO, channels: int, background: str = "white") -> Tensor:
     """The pixels of a file, turned as its EXIF orientation says.
 
     Args:
-        path: of the file; of an animation its first picture.
+        path: of the file, or the open file; of an animation its first picture.
         channels: 1 (grey) or 3 (RGB).
         background: of what is transparent, a colour's name or ``#rrggbb``.
 

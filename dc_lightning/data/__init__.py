@@ -13,6 +13,7 @@ from dc_lightning.data.datasets import (
     TorchDataset,
 )
 from dc_lightning.data.folder import ImageFolder
+from dc_lightning.data.hugging_face import HuggingFace
 from dc_lightning.data.real import ImagesInMemory, RealImages
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "CondensationDataModule",
     "Digits",
     "FashionMNIST",
+    "HuggingFace",
     "ImageFolder",
     "ImagesInMemory",
     "RealImages",
