@@ -1,7 +1,9 @@
 """What the README shows is run."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,3 +68,18 @@ def test_readme_is_short():
 def test_every_config_named_is_there():
     for path in set(re.findall(r"configs/[\w/]+\.(?:yaml|png)", README)):
         assert (Path(__file__).parent.parent / path).is_file(), path
+
+
+@pytest.mark.slow
+def test_the_sweep_runs_three_trials_on_held_out_images():
+    pytest.importorskip("optuna")
+    script = Path(__file__).parent.parent / "configs/sweeps/optuna_sweep.py"
+    words = "3 --data conftest.TinyData --model.network MLP --trainer.accelerator cpu --trainer.max_epochs 1"
+    words += " --evaluation.num_networks 1 --evaluation.recipe.epochs 1 --trainer.enable_progress_bar false"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), *words.split()]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert "best on held-out images: " in shown.stdout, shown.stderr
+    results = [json.loads(path.read_text()) for path in Path("sweep").glob("trial_*/results.json")]
+    assert [content["dataset"] for content in results] == ["TinyData validation 0.1"] * 3
+    assert len({content["source"]["lr_images"] for content in results}) == 3

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
+from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
@@ -482,7 +483,7 @@ def plot(learnt: Sequence[Learnt], title: str, stages: Sequence[str]) -> bytes:
         axes.errorbar(range(len(stages)), means, yerr=stds, marker="o", ms=4, capsize=3, label=each.name)
     axes.set_xticks(range(len(stages)), stages, fontsize=8)
     axes.set_ylabel("test accuracy in % on all seen so far")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(fill(title, 80), fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return as_png(figure)
