@@ -33,6 +33,13 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dc-lightning"])
 
 
+@pytest.mark.parametrize("words", ["fit --model.network LeNet", "evaluate --synthetic nothing.pt"])
+def test_a_start_that_fails_leaves_no_folder(words, capsys):
+    assert main([*words.split(), "--data", "conftest.TinyData", "--trainer.accelerator", "cpu"]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+
+
 # What each argument of the Trainer does here: words that show it, and the exit code; None is tested elsewhere or by
 # the machine at hand (accelerators, several processes, profilers of a device)
 SWITCHES = {

@@ -22,7 +22,7 @@ from dc_lightning.errors import InputError
 from dc_lightning.files import save_whole
 from dc_lightning.methods.base import Condenser
 from dc_lightning.methods.resume import require_finite
-from dc_lightning.run.folder import run_folder
+from dc_lightning.run.folder import remove_failed_start, run_folder
 from dc_lightning.run.progress import say
 
 _SIGNALS = [
@@ -203,6 +203,8 @@ class Checkpoints(ModelCheckpoint):
         last = next((path for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()), None)
         if last is not None and isinstance(pl_module, Condenser):
             exception.resume_command = self._resume_command(last)  # type: ignore[attr-defined]
+        if isinstance(exception, InputError) and trainer.is_global_zero:
+            remove_failed_start(trainer)
         together = isinstance(exception, Interrupted) and exception.together
         launcher = trainer.strategy.launcher
         if trainer.is_global_zero and not together and isinstance(launcher, _SubprocessScriptLauncher):

@@ -1,5 +1,6 @@
 """The folder of a run: results, pictures, checkpoints and configuration lie in one, whatever logs the curves."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def run_folder(trainer: Trainer) -> Path:
         found = getattr(trainer, _RESUMED, None) or _own_folder(trainer)
         setattr(trainer, _NOTED, trainer.strategy.broadcast(str(found)))
     return Path(getattr(trainer, _NOTED))
+
+
+def remove_failed_start(trainer: Trainer) -> None:
+    """Removes the folder of a run that ended before it did anything: nothing but its configuration is there."""
+    folder = Path(getattr(trainer, _NOTED, ""))
+    files = [path for path in folder.rglob("*") if path.is_file()] if hasattr(trainer, _NOTED) else []
+    started = ("config.yaml", "hparams.yaml", "events.out.tfevents.")
+    if files and all(path.name.startswith(started) for path in files):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_folder(trainer: Trainer) -> Path:
