@@ -177,7 +177,7 @@ def test_the_three_digit_datasets_come_one_after_the_other(tmp_path, monkeypatch
     results = json.loads(Path("lightning_logs/version_0/results.json").read_text())
     assert results["stages"] == ["SVHN", "MNIST", "USPS"]
     assert [column["name"] for column in results["columns"]] == ["DC", "herding"]
-    assert [column["stored_images"] for column in results["columns"]] == [30, 30]
+    assert [column["stored_images"] for column in results["columns"]] == [20, 20]  # none of the last is needed
 
 
 @pytest.mark.parametrize("cls", MAKERS, ids=lambda cls: cls.__name__)
