@@ -273,7 +273,7 @@ class CondensationCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=list(words),
             parser_kwargs={
-                **{name: {"default_env": False, "allow_abbrev": False} for name in CondensationCLI.subcommands()},
+                name: {"default_env": False, "allow_abbrev": False} for name in CondensationCLI.subcommands()
             },
         )
 

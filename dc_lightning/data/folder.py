@@ -14,6 +14,25 @@ from dc_lightning.errors import InputError
 from dc_lightning.pictures import PictureTree, check_background, is_grey, read_picture
 
 
+def checked_size(image_size: tuple[int, int] | int | None) -> tuple[int, int] | None:
+    """Height and width of a setting ``data.image_size``; one number stands for both.
+
+    Raises:
+        InputError: if it is below one pixel.
+    """
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    if image_size is not None and min(image_size) < 1:
+        raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
+    return image_size
+
+
+def check_fraction(test_fraction: float) -> None:
+    """Raises `InputError` unless a setting ``data.test_fraction`` is a share."""
+    if not 0 < test_fraction < 1:
+        raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
+
+
 class ImageFolder(CondensationDataModule):
     """A tree of image files, one folder a class.
 
@@ -41,15 +60,10 @@ class ImageFolder(CondensationDataModule):
         super().__init__(**kwargs)
         if channels not in (None, 1, 3):
             raise InputError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}.")
-        if isinstance(image_size, int):
-            image_size = (image_size, image_size)
-        if image_size is not None and min(image_size) < 1:
-            raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
-        if not 0 < test_fraction < 1:
-            raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
+        self.resize_to = checked_size(image_size)
+        check_fraction(test_fraction)
         check_background(background)
         self.root = root
-        self.resize_to = image_size
         self.force_channels, self.background = channels, background
         self.test_fraction = test_fraction
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
 from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
+from dc_lightning.data.folder import check_fraction, checked_size
 from dc_lightning.errors import InputError, first_line
 from dc_lightning.pictures import check_background, is_grey, read_picture
 
@@ -65,15 +66,10 @@ class HuggingFace(CondensationDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(image_size, int):
-            image_size = (image_size, image_size)
-        if image_size is not None and min(image_size) < 1:
-            raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
-        if not 0 < test_fraction < 1:
-            raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
+        check_fraction(test_fraction)
         check_background(background)
         self.path, self.train_split, self.test_split, self.label = path, train, test, label
-        self.resize_to, self.background, self.test_fraction = image_size, background, test_fraction
+        self.resize_to, self.background, self.test_fraction = checked_size(image_size), background, test_fraction
 
     @property
     def dataset_name(self) -> str:

@@ -186,6 +186,7 @@ class ArchitectureSearch:
             raise InputError(f"proxies must be named once each, got {list(proxies)}.")
         names = [*get_args(Method), EARLY_STOPPING]
         self.loaded: dict[str, SyntheticSet] = {}
+        self.selected: dict[str, SyntheticSet] = {}  # once, though early stopping asks again
         for proxy in proxies:
             if proxy not in names:
                 self.loaded[proxy] = self._load(proxy, names)
@@ -235,13 +236,14 @@ class ArchitectureSearch:
 
     def _set(self, proxy: str) -> SyntheticSet:
         """The images of a proxy; for early stopping, all that it draws from."""
-        if proxy in self.loaded:
-            return self.loaded[proxy]
+        if found := self.loaded.get(proxy) or self.selected.get(proxy):
+            return found
         if proxy == EARLY_STOPPING:
             return self._all
         if proxy == "random":
             return random_set(self.data, self.ipc, derive_seed(self.callback.seed, "proxy"))
-        return self.whole.select(cast(Selection, proxy), self.ipc, self.callback.features_network)
+        chosen = self.whole.select(cast(Selection, proxy), self.ipc, self.callback.features_network)
+        return self.selected.setdefault(proxy, chosen)
 
     def _early_stopping(self) -> tuple[SyntheticSet, Recipe]:
         """As many images, of the whole set in random order, as the first network sees of the first other proxy.
