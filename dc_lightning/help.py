@@ -46,7 +46,9 @@ _TEXTS = {
   --model.pixels unit              keep pixels inside [0, 1]
 {_DATA}
   --data.batch_real N              real images of a class a matching step (256)
-  --data.validation SHARE          test on a share of the training images, to choose settings by
+  --data.validation SHARE          hold out a share of the training images
+  --evaluation.split validation    test on these, to choose settings by
+  --evaluation.choose_iteration true  take the images of the iteration that was best on these
   --trainer.max_epochs N           outer iterations (1000)
   --evaluation.every_n N           outer iterations between evaluations (500); 0 for the end alone{_EVALUATION}
 {_TRAINER}

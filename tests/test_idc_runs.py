@@ -16,7 +16,6 @@ from dc_lightning import DREAM, IDC, InputError, load_synthetic
 from dc_lightning.augmentation import DiffAugment
 from dc_lightning.augmentation.cutmix import CutMix
 from dc_lightning.cli import main
-from dc_lightning.data.datamodule import hold_out
 
 SMALL = '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}'
 NETWORK = {"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}
@@ -337,28 +336,6 @@ def test_cutmix_mixes_half_of_the_batches_and_labels_by_area():
     assert abs(mixed - 1000) < 5 * np.sqrt(500)
     assert 0.15 < np.mean(areas) < 0.4  # a uniform area, cut at the border; one in four permutations keeps image 0
     assert torch.equal(CutMix(0.0, 5)(images, labels, torch.Generator())[1], labels)
-
-
-def test_a_part_that_is_held_out_is_a_share_of_every_class_and_seen_by_nothing_else():
-    labels = torch.arange(5).repeat_interleave(torch.tensor([20, 11, 2, 40, 3]))
-    kept, held = hold_out(labels, 0.1)
-    assert torch.bincount(labels[held]).tolist() == [2, 1, 1, 4, 1]
-    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(76))
-    assert all(torch.equal(*pair) for pair in zip(hold_out(labels, 0.1), (kept, held), strict=True))
-    with pytest.raises(InputError, match="two training images of every class, but class 1 has one"):
-        hold_out(torch.tensor([0, 0, 1]), 0.5)
-    whole, part = TinyData(), TinyData(validation=0.25)
-    whole.setup()
-    part.setup()
-    assert part.title == "TinyData validation 0.25"
-    assert part.real.counts() == [9, 9, 9]
-    assert len(part.test_labels) == 9
-    kept, held = hold_out(whole.real.labels, 0.25)
-    assert torch.equal(part.real.labels, whole.real.labels[kept])
-    held_images = torch.cat([part.denormalize(images) for images, _ in part.test_dataloader()])
-    torch.testing.assert_close(held_images, whole.denormalize(whole.real.take(held)))
-    with pytest.raises(InputError, match=r"from 0 to below 1, got 1\.0"):
-        TinyData(validation=1.0)
 
 
 # Images that are images

@@ -17,7 +17,8 @@ def objective(trial: optuna.Trial) -> float:
     """Accuracy on a tenth of the training images, which the condensation does not see."""
     rate = trial.suggest_float("lr_images", 0.01, 1.0, log=True)
     init = trial.suggest_categorical("init", ["real", "k-means", "nearest"])
-    words = ["fit", *sys.argv[2:], f"--model.lr_images={rate}", f"--model.init={init}", "--data.validation=0.1"]
+    words = ["fit", *sys.argv[2:], f"--model.lr_images={rate}", f"--model.init={init}"]
+    words += ["--data.validation=0.1", "--evaluation.split=validation"]
     words += ["--evaluation.baselines=[]", "--evaluation.every_n=0"]
     words += ["--trainer.logger.name=sweep", f"--trainer.logger.version=trial_{trial.number}"]
     if main(words) != 0:

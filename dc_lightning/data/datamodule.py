@@ -10,7 +10,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -56,8 +56,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         mean: of each channel in [0, 1]; of the paper where None, or else measured on the training images.
         std: likewise.
         in_memory: hold all images in memory, on the device; False reads them from the dataset when needed.
-        validation: share of the training images of each class, always the same, that takes the place of the test set,
-            so that settings can be chosen without it; neither matching nor clusters nor statistics see them.
+        validation: share of the training images of each class, always the same, that is held out, so that settings can
+            be chosen without the test set; neither matching nor clusters nor statistics see them. See `held_out`.
 
     Attributes:
         augmentation: operations that DC's recipe applies to the synthetic images of this dataset, none for most.
@@ -96,6 +96,8 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.own_statistics = mean is not None
         self.in_memory, self.validation = in_memory, validation
         self.real: RealImages | None = None
+        self.split: Literal["test", "validation"] = "test"
+        self._held: tuple[Images, Tensor] | None = None
         self._fingerprint: str | None = None
 
     @abstractmethod
@@ -110,7 +112,7 @@ class CondensationDataModule(LightningDataModule, ABC):
     @property
     def title(self) -> str:
         """Name in results and titles: of the dataset, and of what takes the place of its test set."""
-        return f"{self.dataset_name} validation {self.validation}" if self.validation else self.dataset_name
+        return self.dataset_name if self.split == "test" else f"{self.dataset_name} validation {self.validation}"
 
     @property
     def grey(self) -> Tensor:
@@ -142,11 +144,11 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self._check_labels(train_labels, test_labels)
+        held: tuple[Tensor | Dataset, Tensor] | None = None
         if self.validation:
-            kept, held = hold_out(train_labels, self.validation)
-            test, test_labels = _rows(train, held), train_labels[held]
+            kept, others = hold_out(train_labels, self.validation)
+            held = _rows(train, others), train_labels[others]
             train, train_labels = _rows(train, kept), train_labels[kept]
-            self._check_labels(train_labels, test_labels)
         first = train[:1] if isinstance(train, Tensor) else to_tensor(item_of(train, 0, class_names)[0])[None]
         self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
         shape = (self.channels, *self.image_size)
@@ -156,6 +158,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         )
         self._test = self._prepared(test, test_labels)
         self.test_labels = test_labels
+        self._held = held and (self._prepared(*held), held[1])
         few = [n for n in self.real.counts() if n < self.batch_real]
         if few and self.batch_real != _BATCH_REAL:  # nobody asked for the paper's
             rank_zero_only(log.warning)(
@@ -213,6 +216,23 @@ class CondensationDataModule(LightningDataModule, ABC):
     def _read(self, dataset: Dataset, row: int) -> Tensor:
         return self._normalize(to_tensor(item_of(dataset, row, self.class_names)[0]))
 
+    def held_out(self) -> "CondensationDataModule":
+        """The same with the training images that were held out in place of the test set.
+
+        Raises:
+            InputError: if none were.
+        """
+        if self.split == "validation":
+            return self
+        if self._held is None:
+            raise InputError(
+                f"{self.dataset_name} has no training images held out to test on; give data.validation, such as 0.1."
+            )
+        found = copy.copy(self)
+        found._fingerprint, found.split = None, "validation"
+        found._test, found.test_labels = self._held
+        return found
+
     def of_classes(self, classes: Sequence[int]) -> "CondensationDataModule":
         """The images of some classes, which are numbered in the order given; mean and std stay those of all.
 
@@ -224,9 +244,14 @@ class CondensationDataModule(LightningDataModule, ABC):
         found._fingerprint = None
         found.real = self.real.of_classes(classes)
         found.class_names, found.num_classes = found.real.class_names, len(classes)
-        rows = [torch.nonzero(self.test_labels == label).flatten() for label in classes]
-        found.test_labels = torch.cat([torch.full((len(its),), number) for number, its in enumerate(rows)])
-        found._test = self._test.subset(torch.cat(rows), found.test_labels)
+
+        def part(images: Images, labels: Tensor) -> tuple[Images, Tensor]:
+            rows = [torch.nonzero(labels == label).flatten() for label in classes]
+            numbers = torch.cat([torch.full((len(its),), number) for number, its in enumerate(rows)])
+            return images.subset(torch.cat(rows), numbers), numbers
+
+        found._test, found.test_labels = part(self._test, self.test_labels)
+        found._held = self._held and part(*self._held)
         return found
 
     @property

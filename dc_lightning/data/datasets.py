@@ -1,5 +1,6 @@
 """Datasets: scikit-learn's digits, torchvision's of the paper, and any other dataset class."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,17 @@ class Stream(CondensationDataModule):
                     f"{each.num_classes} classes of {shape}, {first.title} {first.num_classes} of {wanted}; see "
                     "image_size and channels of the datasets."
                 )
+        self._take_first()
+
+    def held_out(self) -> "Stream":
+        """See `CondensationDataModule.held_out`."""
+        found = copy.copy(self)
+        found.stages = [stage.held_out() for stage in self.stages]
+        found._take_first()
+        return found
+
+    def _take_first(self) -> None:
+        first = self.stages[0]
         for name in ("class_names", "num_classes", "channels", "image_size", "mean", "std", "real", "test_labels"):
             setattr(self, name, getattr(first, name))
-        self._test = first._test
+        self._test, self._fingerprint = first._test, None

@@ -55,19 +55,19 @@ class ExperimentTrainer(CondensationTrainer):
             weights_only: not used, like ckpt_path.
         """
 
-        def work(callback: EvaluationCallback) -> None:
+        def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             with _continued_by("continual", callback):
-                learn(callback)
+                learn(callback, data)
 
-        def learn(callback: EvaluationCallback) -> None:
+        def learn(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             require_writable(Path(output), "--output")
-            callback.check(self, datamodule, model.network_spec, methods=[*protocol.memories])
-            experiment = Continual(self, callback, model, datamodule, protocol, Path(output))
+            callback.check(self, data, model.network_spec, methods=[*protocol.memories])
+            experiment = Continual(self, callback, model, data, protocol, Path(output))
             learnt, stages = experiment.run(), experiment.stage_names()
             columns = [Column(each.name, [experiment.score(each)], each.images, each.stored) for each in learnt]
             network = part_name(experiment.network)
             training = protocol.training + (f", distillation {protocol.distillation}" if protocol.distillation else "")
-            title = f"{datamodule.title}, {model.ipc} per class, {network}: continual learning, {training}"
+            title = f"{data.title}, {model.ipc} per class, {network}: continual learning, {training}"
             title += f", recipe {experiment.recipe.name}, {experiment.score(learnt[0]).epochs} epochs"
             found = {"learnt": [each.to_dict() for each in learnt], "stages": stages}
             self._publish(callback, columns, continual.table(learnt, title, stages), found)
@@ -103,17 +103,17 @@ class ExperimentTrainer(CondensationTrainer):
             weights_only: not used, like ckpt_path.
         """
 
-        def work(callback: EvaluationCallback) -> None:
+        def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             with _continued_by("architecture-search", callback):
-                search(callback)
+                search(callback, data)
 
-        def search(callback: EvaluationCallback) -> None:
+        def search(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             require_writable(callback.cache, "--evaluation.cache")
-            experiment = ArchitectureSearch(self, callback, datamodule, space, proxies, model.ipc)
-            callback.check(self, datamodule, experiment.networks[0], methods=proxies)
+            experiment = ArchitectureSearch(self, callback, data, space, proxies, model.ipc)
+            callback.check(self, data, experiment.networks[0], methods=proxies)
             truth, ranked = experiment.run()
             columns = [Column(each.name, each.scores, len(each.synthetic), each.images) for each in [*ranked, truth]]
-            title = f"{datamodule.title}: architecture search, {len(truth.scores)} networks, recipe "
+            title = f"{data.title}: architecture search, {len(truth.scores)} networks, recipe "
             title += f"{ranked[0].scores[0].recipe}, {ranked[0].scores[0].epochs} epochs; {callback.whole_set_epochs} "
             title += "on the whole set"
             agreed = {

@@ -77,7 +77,7 @@ class Preset:
         if made.get("outer_steps", expected.get("outer_steps")) == 1:
             made.pop("inner_epochs", None)  # there is no step to train for
         planned = source.get("max_epochs")
-        if source.get("lr_images_cooldown") and planned not in (None, source.get("iteration")):
+        if source.get("lr_images_cooldown") and planned not in (None, made.get("iterations")):
             made["lr_images_cooldown"] = f"{source['lr_images_cooldown']} of {planned} iterations"
         return [
             f"{value} {key}" if key == "iterations" else f"{key} {_text(value)}"
@@ -119,7 +119,8 @@ def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in source.items() if key not in _NOT_COMPARED}
     if compares_distances(source):
         found.pop("distance", None)
-    return {"iterations": source["iteration"], **found} if "iteration" in source else found
+    length = source.get("max_epochs" if "chosen_by" in source else "iteration")  # of several seeds, others are chosen
+    return found if length is None else {"iterations": length, **found}
 
 
 @cache

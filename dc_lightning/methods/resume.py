@@ -107,6 +107,7 @@ def source_of(condenser: "Condenser") -> dict[str, Any]:
         "dataset": data.title,
         "image_shape": [data.channels, *data.image_size],
         "batch_real": data.batch_real,
+        **({"validation": data.validation} if data.validation else {}),
         **own_statistics,
         "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for
         "precision": str(condenser.trainer.precision),

@@ -55,14 +55,12 @@ class CondensationTrainer(Trainer):
         """
         paths = [synthetic] if isinstance(synthetic, str) else synthetic
 
-        def work(callback: EvaluationCallback) -> None:
+        def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             given = {"space": space, "factor": factor, "labels": labels}
-            sets = _load(
-                paths, experiment, datamodule, {key: value for key, value in given.items() if value is not None}
-            )
+            sets = _load(paths, experiment, data, {key: value for key, value in given.items() if value is not None})
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
-            callback.check(self, datamodule, condensed_with, sets)
-            callback.evaluate_saved(self, datamodule, sets, condensed_with, ", ".join(paths))
+            callback.check(self, data, condensed_with, sets)
+            callback.evaluate_saved(self, data, sets, condensed_with, ", ".join(paths))
 
         in_processes(self, model, datamodule, work)
 
@@ -84,14 +82,14 @@ class CondensationTrainer(Trainer):
             weights_only: not used, like ckpt_path.
         """
 
-        def work(callback: EvaluationCallback) -> None:
-            callback.check(self, datamodule, model.network_spec, methods=[method])
-            chosen = callback.select(self, datamodule, method, model.ipc)
+        def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
+            callback.check(self, data, model.network_spec, methods=[method])
+            chosen = callback.select(self, data, method, model.ipc)
             path = callback.folder / "synthetic.pt"
             if self.is_global_zero:
                 chosen.save(path)
                 chosen.save_grid(path.with_suffix(".png"))
-            callback.evaluate_saved(self, datamodule, [chosen], model.network_spec, str(path))
+            callback.evaluate_saved(self, data, [chosen], model.network_spec, str(path))
 
         in_processes(self, model, datamodule, work)
 
@@ -122,9 +120,12 @@ def _load(
 
 
 def in_processes(
-    trainer: Trainer, model: Condenser, data: CondensationDataModule, work: Callable[[EvaluationCallback], None]
+    trainer: Trainer,
+    model: Condenser,
+    data: CondensationDataModule,
+    work: Callable[[EvaluationCallback, CondensationDataModule], None],
 ) -> None:
-    """Runs work in every process of a Trainer's strategy, with the data at hand and signals taken over."""
+    """Runs work in every process of a Trainer's strategy, with the data to be tested on, and signals taken over."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callback = next(part for part in callbacks if isinstance(part, EvaluationCallback))
     checkpoints = next(part for part in callbacks if isinstance(part, Checkpoints))
@@ -140,7 +141,7 @@ def in_processes(
             if isinstance(part, EvaluationCallback | SaveConfigCallback | RunProgress):
                 part.setup(trainer, module, "evaluate")
         with checkpoints.without_a_run():
-            work(callback)
+            work(callback, callback.tested_on(data))
         trainer.strategy.barrier("end")
 
     launcher = trainer.strategy.launcher

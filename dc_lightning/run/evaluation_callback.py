@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal, get_args
 
 import torch
@@ -61,6 +61,10 @@ class EvaluationCallback(Callback):
         cache: folder where networks that were trained on the whole set are kept; the next run reads them.
         recipe: how networks are trained.
         other_recipes: further ones for everything that is scored, each a name in configs/evaluation or a YAML file.
+        split: what networks are tested on, the ``test`` set or ``validation``, the training images that
+            ``data.validation`` holds out.
+        choose_iteration: evaluate during the run on the training images that are held out, and take the images of the
+            iteration that was best there (mean over the test networks, by the first recipe) as the run's.
         seed: of every draw of the evaluation.
 
     Raises:
@@ -79,6 +83,8 @@ class EvaluationCallback(Callback):
         cache: str = "lightning_logs/whole_set",
         recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
         other_recipes: Sequence[str] = (),
+        split: Literal["test", "validation"] = "test",
+        choose_iteration: bool = False,
         seed: int = 0,
     ) -> None:
         require_at_least(
@@ -88,6 +94,8 @@ class EvaluationCallback(Callback):
             whole_set_epochs=(whole_set_epochs, 1),
             whole_set_networks=(whole_set_networks, 1),
         )
+        if choose_iteration and not every_n:
+            raise InputError("evaluation.choose_iteration compares evaluations of a run; give evaluation.every_n.")
         known = get_args(Baseline)
         for name in baselines:
             if name not in known:
@@ -107,12 +115,14 @@ class EvaluationCallback(Callback):
         names = [each.name for each in self.recipes]
         if len(set(names)) < len(names):
             raise InputError(f"Recipes of one evaluation need a name each (evaluation.recipe.name), got {names}.")
+        self.split, self.choose_iteration = split, choose_iteration
         self.seed = seed
         self.folder = Path()
         self.configuration: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
         self._group = Group()
         self._history: list[dict[str, Any]] = []
+        self._best: dict[str, Any] = {}  # of the iteration that is chosen so far: accuracy, iteration, images
         self._started, self._before = 0.0, {"all": 0.0, "evaluation": 0.0}
         self._evaluation_seconds = 0.0
         self._iteration_started, self._iterations = 0.0, list[float]()
@@ -121,11 +131,13 @@ class EvaluationCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated so far, and the time spent."""
-        return {"history": self._history, "seconds": self._seconds()}
+        best = {"best": self._best} if self._best else {}
+        return {"history": self._history, "seconds": self._seconds(), **best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes from a checkpoint."""
         self._history, self._before = state_dict["history"], state_dict["seconds"]
+        self._best = state_dict.get("best", {})
 
     def _seconds(self) -> dict[str, float]:
         here = time.monotonic() - self._started if self._started else 0.0
@@ -139,6 +151,7 @@ class EvaluationCallback(Callback):
         self.folder = run_folder(trainer)
         if getattr(trainer, "fast_dev_run", False):
             self.num_networks, self.baselines, self.recipes = 1, [], [self.recipes[0].with_epochs(1)]
+            self.choose_iteration = False
         self._group = Group.of(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,7 +159,8 @@ class EvaluationCallback(Callback):
         module = _condenser(pl_module)
         if (trainer.max_steps or -1) > 0 and not getattr(trainer, "fast_dev_run", False):
             raise InputError("trainer.max_steps could end within an outer iteration; give trainer.max_epochs instead.")
-        self.check(trainer, module.data, module.network_spec)
+        self._followed_on(module.data)
+        self.check(trainer, self.tested_on(module.data), module.network_spec)
         self._started = time.monotonic()
         for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
             if entry["iteration"] == module.resumed_at and entry["iteration"] != trainer.max_epochs:  # that one is new
@@ -183,11 +197,14 @@ class EvaluationCallback(Callback):
         Here and not at the end of the training, which does not come again when a finished one is resumed.
         """
         module = _condenser(pl_module)
+        data, networks = self.tested_on(module.data), pool(self.networks, module.network_spec)
         synthetic, scores = self._evaluate(trainer, module, trainer.current_epoch)
-        networks = pool(self.networks, module.network_spec)
-        columns = [Column.of(synthetic, scores), *self._baselines(trainer, module.data, networks, [synthetic])]
+        if self.choose_iteration:
+            synthetic = self._chosen(trainer, module)
+            scores = self._score(trainer, data, [synthetic], networks, "images of the chosen iteration")
+        columns = [Column.of(synthetic, scores), *self._baselines(trainer, data, networks, [synthetic])]
         self.configuration = self.configuration or {"model": dict(module.hparams)}
-        found = {"kind": "condensation", "dataset": module.data.title, "ipc": module.ipc, **_about(module.data)}
+        found = {"kind": "condensation", "dataset": data.title, "ipc": module.ipc, **_about(data)}
         found["checksum"] = synthetic.checksum
         self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
         if not trainer.is_global_zero:
@@ -298,6 +315,14 @@ class EvaluationCallback(Callback):
 
     # The evaluations
 
+    def tested_on(self, data: CondensationDataModule) -> CondensationDataModule:
+        """The data, with the held-out training images in place of the test set where `split` says so."""
+        return data.held_out() if self.split == "validation" else data
+
+    def _followed_on(self, data: CondensationDataModule) -> CondensationDataModule:
+        """Likewise, for the evaluations of a run."""
+        return data.held_out() if self.choose_iteration else self.tested_on(data)
+
     def evaluator(self, trainer: Trainer, data: CondensationDataModule) -> Evaluator:
         """The evaluator of a Trainer's processes; it remembers what a stopped evaluation has found."""
         bar = trainer.progress_bar_callback
@@ -338,18 +363,38 @@ class EvaluationCallback(Callback):
 
     def _evaluate(self, trainer: Trainer, module: Condenser, iteration: int) -> tuple[SyntheticSet, list[Score]]:
         synthetic = module.synthetic_set(iteration)
+        self._save(trainer, synthetic)
         if self._writes(trainer):
-            synthetic.save(self.folder / "synthetic.pt")
-            synthetic.save_grid(self.folder / "synthetic.png")
-            if synthetic.images_in_one > 1:
-                synthetic.save_grid(self.folder / "synthetic_decoded.png", decoded=True)
             synthetic.save_grid(self.folder / "images" / f"iteration_{iteration:06d}.png")
-        networks = pool(self.networks, module.network_spec)
-        scores = self._score(trainer, module.data, [synthetic], networks, f"evaluation after {iteration} iterations")
+        networks, data = pool(self.networks, module.network_spec), self._followed_on(module.data)
+        scores = self._score(trainer, data, [synthetic], networks, f"evaluation after {iteration} iterations")
         entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores]}
+        if self.choose_iteration:
+            entry["split"] = data.split
+            accuracy = fmean(score.mean for score in scores if score.recipe == self.recipes[0].name)
+            if accuracy > self._best.get("accuracy", -1.0):
+                self._best = {"accuracy": accuracy, "iteration": iteration, "images": synthetic.images}
         self._history = [*(old for old in self._history if old["iteration"] != iteration), entry]
         self._log(trainer, entry)
         return synthetic, scores
+
+    def _save(self, trainer: Trainer, synthetic: SyntheticSet) -> None:
+        if not self._writes(trainer):
+            return
+        synthetic.save(self.folder / "synthetic.pt")
+        synthetic.save_grid(self.folder / "synthetic.png")
+        if synthetic.images_in_one > 1:
+            synthetic.save_grid(self.folder / "synthetic_decoded.png", decoded=True)
+
+    def _chosen(self, trainer: Trainer, module: Condenser) -> SyntheticSet:
+        """The set of the iteration that was best on the held-out images; it becomes that of the run."""
+        iteration, accuracy = self._best["iteration"], self._best["accuracy"]
+        found = replace(module.synthetic_set(iteration), images=self._best["images"])
+        found.source["chosen_by"] = "validation"
+        self._save(trainer, found)
+        if trainer.is_global_zero:
+            say(f"iteration {iteration} of {trainer.current_epoch} chosen: {100 * accuracy:.1f} % on held-out images")
+        return found
 
     def _log(self, trainer: Trainer, entry: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
