@@ -16,6 +16,9 @@ from dc_lightning.errors import InputError, last_line, require_at_least
 from dc_lightning.files import shipped
 from dc_lightning.parts import Spec, find, make, part_name
 
+PLAIN = " plain"
+"""What the name of a recipe ends with that is another without its augmentation."""
+
 LOSSES: dict[str, Any] = {"cross_entropy": cross_entropy}
 """Losses of logits and labels, ``(n, classes)`` and ``(n,)`` or ``(n, classes)``, by name."""
 
@@ -116,6 +119,11 @@ class Recipe:
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same with another E, augmented or not."""
         return replace(self, epochs=epochs, epochs_augmented=epochs)
+
+    def plain(self) -> "Recipe":
+        """The same without augmentation and CutMix, for as many epochs as with them."""
+        name, epochs = self.name + PLAIN, self.epochs_augmented
+        return replace(self, name=name, augmentation=[], augmentation_by_network={}, cutmix=0.0).with_epochs(epochs)
 
     def drops(self, epochs: int) -> list[int]:
         """Epochs, of those that are run, before which the learning rate drops."""

@@ -20,7 +20,7 @@ from dc_lightning.errors import InputError, require_at_least, suggestion
 from dc_lightning.evaluation import Evaluator, Recipe, Score, load_recipe
 from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.evaluator import Group, check_fits, check_networks
-from dc_lightning.evaluation.fairness import Fairness, fairness
+from dc_lightning.evaluation.fairness import augmentation_fairness, fairness
 from dc_lightning.evaluation.pools import pool
 from dc_lightning.evaluation.selection import Method, Selection
 from dc_lightning.matching.embeddings import embed
@@ -60,7 +60,8 @@ class EvaluationCallback(Callback):
         features_network: network that herding, k-center and forgetting start from.
         cache: folder where networks that were trained on the whole set are kept; the next run reads them.
         recipe: how networks are trained.
-        other_recipes: further ones for everything that is scored, each a name in configs/evaluation or a YAML file.
+        other_recipes: further ones for everything that is scored, each a name in configs/evaluation, a YAML file, or
+            ``plain``: the first without its augmentation, for the augmentation robust score.
         split: what networks are tested on, the ``test`` set or ``validation``, the training images that
             ``data.validation`` holds out.
         choose_iteration: evaluate during the run on the training images that are held out, and take the images of the
@@ -111,7 +112,8 @@ class EvaluationCallback(Callback):
         self.cache = Path(cache)
         self.whole_set_epochs = whole_set_epochs
         self.whole_set_networks = whole_set_networks
-        self.recipes = [recipe, *(load_recipe(name) for name in other_recipes)]
+        others = [recipe.plain() if name == "plain" else load_recipe(name) for name in other_recipes]
+        self.recipes = [recipe, *others]
         names = [each.name for each in self.recipes]
         if len(set(names)) < len(names):
             raise InputError(f"Recipes of one evaluation need a name each (evaluation.recipe.name), got {names}.")
@@ -459,11 +461,11 @@ class EvaluationCallback(Callback):
         return {**chosen, "trainer": {"max_epochs": self.configuration.get("trainer", {}).get("max_epochs", 0)}}
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
-        seconds, fair = self._seconds(), _fairness(columns)
+        seconds = self._seconds()
         self.results = {
             **content,
             "columns": [column.to_dict() for column in columns],
-            **({"fairness": [each.to_dict() for each in fair]} if fair else {}),
+            **{key: [each.to_dict() for each in found] for key, found in _fairness(columns).items() if found},
             "seed": self.seed,
             "configuration": self.configuration,
             "finished": now(),
@@ -481,19 +483,17 @@ class EvaluationCallback(Callback):
             trainer.progress_bar_callback.close()
 
 
-def _fairness(columns: Sequence[Column]) -> list[Fairness]:
-    """Of the first column, where random images and the whole set stand beside it."""
-    by_name = {column.name: column.scores for column in columns[1:]}
-    if not {"random", "whole set"} <= set(by_name):
-        return []
-    return fairness(columns[0].scores, by_name["random"], by_name["whole set"])
+def _fairness(columns: Sequence[Column]) -> dict[str, list[Any]]:
+    """Of the first column, by the random images and the whole set beside it."""
+    scores = {column.name: column.scores for column in columns[1:]}
+    bounds = columns[0].scores, scores.get("random", []), scores.get("whole set", [])
+    return {"fairness": fairness(*bounds), "augmentation_fairness": augmentation_fairness(*bounds)}
 
 
 def _say_fairness(columns: Sequence[Column]) -> None:
-    for each in _fairness(columns):
-        gain, loss = f"{100 * each.ior:.1f} points over random", f"{100 * each.hlr:.1f} below the whole set"
-        bounds = f"random {each.lrs_random:.1f}, whole set {each.lrs_whole_set:.1f}"
-        say(f"{each.network}, recipe {each.recipe}: {gain}, {loss}; LRS {each.lrs:.1f} ({bounds})")
+    for found in _fairness(columns).values():
+        for each in found:
+            say(each.in_words())
 
 
 def _about(data: CondensationDataModule) -> dict[str, Any]:
