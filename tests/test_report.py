@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from PIL import Image
 
 from dc_lightning.cli import main
 from dc_lightning.evaluation.baselines import random_set
-from dc_lightning.experiments.report import collect, tables
+from dc_lightning.evaluation.fairness import augmentation_robust_score, label_robust_score
+from dc_lightning.experiments.leaderboard import leaderboards
+from dc_lightning.experiments.report import tables
+from dc_lightning.experiments.rows import collect
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -197,10 +201,67 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     markdown = "\n".join(table.markdown() for table in tables(rows))
     assert "| FashionMNIST: DC, custom [1] | 70.0 ± 0.0 (70.5 ± 0.6), n=2 |" in markdown
     assert "| FashionMNIST: whole set, 20 epochs | 87.5 ± 0.0 (93.5 ± 0.1), n=1 |" in markdown
-    assert "DC, custom, ConvNet, 200 iterations, tested on ConvNet | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 % |" in markdown
-    assert "ConvNet, 11 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 | +20.0 |" in markdown
-    assert "ConvNet, 21 test epochs, tested on ConvNet | 30.0 ± 0.0 | 1, 2 |  |" in markdown
-    assert "herding, features after None epochs, tested on ConvNet | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 % |" in markdown
+    assert "| ConvNet, 1 | DC, custom [1] | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 | 27.4" in markdown
+    assert "| ConvNet, 2 | herding, features after None epochs | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 | 23.3" in markdown
+    assert "| DC, 11 test epochs | 30.0 ± 0.0 | 1, 2 | +20.0 | 34 |" in markdown
+    assert "| DC, 21 test epochs | 30.0 ± 0.0 | 1, 2 |  |" in markdown
+
+
+def edited(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_leaderboard_has_the_best_first_and_marks_what_is_no_fair_comparison(tmp_path):
+    for number, (name, accuracy) in enumerate({"a": 0.7, "b": 0.8, "c": 0.6, "soft": 0.9, "packed": 0.85}.items()):
+        results(tmp_path / name, seed=number, accuracies=(accuracy,), lr_images=1.0 + number, image_shape=[1, 4, 4])
+    results(tmp_path / "random", method="random", accuracies=(0.5,), image_shape=[1, 4, 4])
+    edited(tmp_path / "soft/results.json", lambda content: content["columns"][0].update(labels="soft"))
+    edited(tmp_path / "packed/results.json", lambda content: content["source"].update(factor=2))
+    edited(tmp_path / "a/results.json", lambda content: content["columns"][0].update(training_images=20))
+    (board,) = leaderboards(collect([tmp_path]).rows)
+    assert board.row_names() == [f"ConvNet, {place}" for place in range(1, 7)]
+    found = [
+        [board.cells[row, column] for column in ("accuracy", "labels", "images in one", "kB")]
+        for row in board.row_names()
+    ]
+    assert found == [
+        ["90.0 ± 0.0", "soft *", "1", "0.6"],
+        ["85.0 ± 0.0", "hard", "4 *", "0.6"],
+        ["80.0 ± 0.0", "hard", "1", "0.6"],
+        ["70.0 ± 0.0", "hard", "1", "1.3 *"],
+        ["60.0 ± 0.0", "hard", "1", "0.6"],
+        ["50.0 ± 0.0", "hard", "1", "0.2 *"],  # real images have a byte a number
+    ]
+    assert board.notes[-1] == "* differs from most sets of this test network"
+
+
+def test_a_leaderboard_gives_the_robust_scores(tmp_path):
+    siamese = ["siamese(color_crop_cutout_flip_scale_rotate)"]
+
+    def recipes(*means):
+        def change(content):
+            (score,) = content["columns"][0]["scores"]
+            with_it = {**score, "recipe": "DSA", "epochs": 1000, "augmentation": siamese, "accuracies": [means[0]]}
+            without = {**score, "recipe": "DSA plain", "epochs": 1000, "accuracies": [means[1]]}
+            content["columns"][0]["scores"] = [with_it, without]
+
+        return change
+
+    for name, means in {"DSA": (0.8, 0.7), "random": (0.5, 0.6), "whole set": (0.9, 0.85)}.items():
+        results(tmp_path / name, method=name, accuracies=(0.1,), augmentation="siamese")
+        edited(tmp_path / name / "results.json", recipes(*means))
+    (board,) = leaderboards(collect([tmp_path]).rows)
+    rows = {
+        board.cells[row, "set"].split(",")[0] + board.cells[row, "recipe"].strip(" *"): row for row in board.row_names()
+    }
+    lrs = {name: board.cells[row, "LRS"] for name, row in rows.items()}
+    assert lrs["DSADSA"] == f"{label_robust_score(0.3, 0.1):.1f}"
+    assert lrs["DSADSA plain"] == f"{label_robust_score(0.1, 0.15):.1f}"
+    assert lrs["randomDSA"] == f"{label_robust_score(0, 0.4):.1f}"
+    assert board.cells[rows["DSADSA"], "ARS"] == f"{augmentation_robust_score(0.3, 0.1):.1f}"
+    assert board.cells[rows["randomDSA"], "ARS"] == f"{augmentation_robust_score(0, 0):.1f}"
 
 
 def test_rows_and_columns_have_the_papers_order(tmp_path):
@@ -304,14 +365,26 @@ def test_everything_is_written(tmp_path, monkeypatch):
     synthetic = random_set(data, 1, 0)
     synthetic.source.update(method="gradient matching", dataset="FashionMNIST", network="ConvNet", distance="ours")
     synthetic.save("runs/a/synthetic.pt")
+
+    def grow(content):
+        score = {"network": "ConvNet", "mean": 0.5}
+        content["history"] = [{"iteration": number, "scores": [score]} for number in (0, 500)]
+
+    edited(Path("runs/a/results.json"), grow)
+    results(Path("runs/b"), method="<b>DC", seed=1)
     Path("notes.md").write_text("before\n<!-- report -->\nold\n<!-- end -->\nafter\n")
     assert main(["report", "runs", "--output", "out", "--into", "notes.md"]) == 0
     text = Path("notes.md").read_text()
     assert text.startswith("before\n<!-- report -->\n**Test accuracy")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
-    (line,) = csv.DictReader(Path("out/report.csv").read_text().splitlines())
+    line, _ = csv.DictReader(Path("out/report.csv").read_text().splitlines())
     assert (line["mean"], line["n"], line["difference"]) == ("71.0", "2", "0.5")
+    html = Path("out/report.html").read_text()
+    assert html.count("data:image/png;base64,") == 2  # the set and the curve
+    assert "&lt;b&gt;DC" in html
+    assert "<b>" not in html
+    assert not re.search('(src|href)="(?!data:)', html)
     for name in ("report.png", "images_ipc1.png"):
         with Image.open(Path("out") / name) as image:
             assert min(image.size) > 100

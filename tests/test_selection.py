@@ -12,7 +12,7 @@ from dc_lightning.cli import main
 from dc_lightning.evaluation import evaluator
 from dc_lightning.evaluation.baselines import WholeSet
 from dc_lightning.evaluation.selection import Forgetting, herding, k_center, most_forgotten
-from dc_lightning.experiments.report import collect
+from dc_lightning.experiments.rows import collect
 from dc_lightning.matching.embeddings import embed
 from dc_lightning.networks import make_network
 

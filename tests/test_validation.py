@@ -13,7 +13,7 @@ from dc_lightning.cli import main
 from dc_lightning.data import Stream
 from dc_lightning.data.datamodule import hold_out
 from dc_lightning.evaluation import Recipe
-from dc_lightning.experiments.report import collect
+from dc_lightning.experiments.rows import collect
 
 ARGS = (
     "fit --data conftest.TinyData --data.validation 0.25 --model.network MLP --model.outer_steps 2 "

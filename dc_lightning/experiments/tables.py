@@ -19,12 +19,20 @@ class Matrix:
     columns: Sequence[str] = ()  # in this order; empty takes the order in which they come
     notes: Sequence[str] = ()  # below it
 
+    def column_names(self) -> list[str]:
+        """In the order of the table."""
+        return list(self.columns or dict.fromkeys(column for _, column in self.cells))
+
+    def row_names(self) -> list[str]:
+        """Likewise."""
+        return list(dict.fromkeys(row for row, _ in self.cells))
+
     def markdown(self) -> str:
         """For the terminal, and for a README."""
-        columns = self.columns or list(dict.fromkeys(column for _, column in self.cells))
+        columns = self.column_names()
         head = f"| {self.corner} | {' | '.join(columns)} |"
         lines = [f"**{self.title}**", "", head, "|---" * (len(columns) + 1) + "|"]
-        for row in dict.fromkeys(row for row, _ in self.cells):
+        for row in self.row_names():
             lines.append(f"| {row} | {' | '.join(self.cells.get((row, column), '') for column in columns)} |")
         notes = ["", *("\\" + note for note in self.notes)] if self.notes else []
         return "\n".join([*lines, *notes]) + "\n"

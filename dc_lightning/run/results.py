@@ -35,17 +35,20 @@ class Column:
         scores: one an architecture.
         training_images: how many images each network was trained on.
         stored_images: how many were stored for that, the budget.
+        labels: ``hard`` or ``soft``.
     """
 
     name: str
     scores: list[Score]
     training_images: int
     stored_images: int
+    labels: str = "hard"
 
     @classmethod
     def of(cls, synthetic: SyntheticSet, scores: list[Score]) -> "Column":
         """The column of a set, by the name of the method that made it."""
-        return cls(synthetic.method, scores, len(synthetic), len(synthetic.images))
+        labels = "soft" if synthetic.labels.dim() == 2 else "hard"
+        return cls(synthetic.method, scores, len(synthetic), len(synthetic.images), labels)
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
@@ -53,6 +56,7 @@ class Column:
             "name": self.name,
             "training_images": self.training_images,
             "stored_images": self.stored_images,
+            "labels": self.labels,
             "scores": [score.to_dict() for score in self.scores],
         }
 

@@ -185,12 +185,15 @@ class SyntheticSet(Dataset):
             rows.append(torch.cat([row, row.new_ones(width - len(row), *row.shape[1:])]))
         return make_grid(torch.cat(rows), nrow=width, padding=2, pad_value=1.0)
 
-    def save_grid(self, path: str | Path, decoded: bool = False) -> None:
-        """Writes the images with the names of their classes as a PNG file, enlarged; see `grid` for ``decoded``."""
+    def picture(self, decoded: bool = False) -> Image.Image:
+        """The images with the names of their classes, enlarged; see `grid` for ``decoded``."""
         labels = self.hard_labels.repeat(self.images_in_one) if decoded else self.hard_labels
-        picture = labelled_picture([as_picture(image) for image in self.viewable(decoded)], labels, self.class_names)
+        return labelled_picture([as_picture(image) for image in self.viewable(decoded)], labels, self.class_names)
+
+    def save_grid(self, path: str | Path, decoded: bool = False) -> None:
+        """Writes `picture` as a PNG file."""
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        self.picture(decoded).save(buffer, format="PNG")
         write_whole(path, buffer.getvalue())
 
     def about(self) -> dict[str, Any]:
