@@ -62,6 +62,7 @@ _TEXTS = {
 {_CONFIG}
   --synthetic PATHS                a set, or a list of sets by one method: a file, a folder, the name of one that ships
   --space NAME                     of its images, normalised or pixels, where the file does not say
+  --whitening FILE                 the ZCA transform of whitened images
   --factor N                       training images along each side of a stored one, likewise
   --labels NAME                    what soft labels are, probabilities or logits, likewise
   --experiment N                   one of several sets in a file

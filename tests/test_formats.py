@@ -111,7 +111,7 @@ def test_published_files_of_mtt_are_two_whose_space_must_be_said(tmp_path):
     with pytest.raises(InputError, match=r"a single tensor; give the images of a set"):
         load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3)
     torch.save(torch.arange(4), tmp_path / "labels_best.pt")
-    with pytest.raises(InputError, match=r"give the space, normalised or pixels. Whitened"):
+    with pytest.raises(InputError, match=r"give the space, .* and for whitened \(ZCA\) ones the file"):
         load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3)
     (found,) = load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3, space="normalised")
     assert torch.equal(found.decoded()[0], images)
@@ -120,6 +120,28 @@ def test_published_files_of_mtt_are_two_whose_space_must_be_said(tmp_path):
         load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3, space="normalised")
     (soft,) = load_synthetic(tmp_path / "images_best.pt", (0.5,) * 3, (0.2,) * 3, space="normalised", labels="logits")
     torch.testing.assert_close(soft.labels, logits.softmax(1))
+
+
+def test_whitened_images_are_turned_back_by_their_transform(tmp_path):
+    """ZCA as kornia has it: the covariance's inverse root, with a small number added to its eigenvalues."""
+    real = torch.randn(60, 1, 3, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64) + 0.4
+    flat = real.flatten(1)
+    mean = flat.mean(0, keepdim=True)
+    u, s, _ = torch.linalg.svd((flat - mean).T @ (flat - mean) / (len(flat) - 1))
+    matrix = u @ torch.diag((s + 0.1).rsqrt()) @ u.T
+    torch.save(((flat - mean) @ matrix).view_as(real)[:4].float(), tmp_path / "images_best.pt")
+    torch.save(torch.arange(4), tmp_path / "labels_best.pt")
+    torch.save(torch.tensor(0.02), tmp_path / "lr_best.pt")
+    torch.save({"mean_vector": mean, "transform_matrix": matrix}, tmp_path / "zca.pt")
+    torch.save({"mean": mean[:, :4], "matrix": matrix[:4, :4]}, tmp_path / "other.pt")
+    torch.save({"mean": mean}, tmp_path / "half.pt")
+    given = {"mean": (0.5,), "std": (0.2,), "space": "pixels"}
+    (found,) = load_synthetic(tmp_path / "images_best.pt", **given, whitening=tmp_path / "zca.pt")
+    torch.testing.assert_close(found.images, real[:4].float(), atol=1e-5, rtol=1e-5)
+    assert found.source["learned_lr"] == pytest.approx(0.02)
+    for name, said in {"other": "these have 9 numbers each, its mean has 4", "half": "is no ZCA transform"}.items():
+        with pytest.raises(InputError, match=said):
+            load_synthetic(tmp_path / "images_best.pt", **given, whitening=tmp_path / f"{name}.pt")
 
 
 def test_evaluate_takes_what_a_file_does_not_say(tmp_path, monkeypatch, capsys):

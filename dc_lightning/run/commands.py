@@ -14,7 +14,7 @@ from dc_lightning.parts import Spec
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
 from dc_lightning.run.folder import run_folder
-from dc_lightning.run.progress import RunProgress
+from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 from dc_lightning.synthetic.reading import Labels
 from dc_lightning.synthetic.synthetic_set import Space
@@ -37,6 +37,7 @@ class CondensationTrainer(Trainer):
         space: Space | None = None,
         factor: int | None = None,
         labels: Labels | None = None,
+        whitening: str | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -50,14 +51,18 @@ class CondensationTrainer(Trainer):
             space: of the images, normalised or pixels, where a file does not say it.
             factor: training images along each side of a stored one, likewise.
             labels: what soft labels are, probabilities or logits, likewise.
+            whitening: file of the ZCA transform of whitened images, likewise; see `unwhitened`.
             ckpt_path: not used; accepted so that the configuration of a fit can be given.
             weights_only: not used, like ckpt_path.
         """
         paths = [synthetic] if isinstance(synthetic, str) else synthetic
 
         def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
-            given = {"space": space, "factor": factor, "labels": labels}
+            given = {"space": space, "factor": factor, "labels": labels, "whitening": whitening}
             sets = _load(paths, experiment, data, {key: value for key, value in given.items() if value is not None})
+            if self.is_global_zero and "learned_lr" in sets[0].source:
+                rate = sets[0].source["learned_lr"]
+                say(f"made with a learned rate of {rate:.4g}; evaluation.recipe.lr is {callback.recipes[0].lr:.4g}")
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
             callback.check(self, data, condensed_with, sets)
             callback.evaluate_saved(self, data, sets, condensed_with, ", ".join(paths))

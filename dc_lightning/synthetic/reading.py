@@ -21,6 +21,7 @@ from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, Space, Synthe
 
 Labels = Literal["probabilities", "logits"]
 
+_WHITENING = (("mean_vector", "mean"), ("transform_matrix", "matrix"))
 _FORMATS = ("dc_lightning synthetic set 1", FORMAT)
 OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
 
@@ -30,15 +31,17 @@ class Unsaid(TypedDict, total=False):
 
     Args:
         background: of what is transparent in a folder of images, white where it is not given; see `read_picture`.
-        space: whether images are normalised, or pixels in [0, 1].
+        space: whether images are normalised, or pixels in [0, 1]; of whitened ones, before they were whitened.
         factor: training images along each side of a stored one.
         labels: whether soft labels are probabilities or logits.
+        whitening: file of the ZCA transform of whitened images; see `unwhitened`.
     """
 
     background: str
     space: Space
     factor: int
     labels: Labels
+    whitening: str | Path
 
 
 def load_synthetic(
@@ -77,7 +80,7 @@ def load_synthetic(
     found = _of_others(content, path, unsaid)
     if found is not None:
         images, labels, space, factor = found
-        source = {"method": "authors' file", "file": path.name}
+        source = {"method": "authors' file", "file": path.name, **_learned_rate(path)}
         names, where = tuple(class_names or ()), f"'{path}'"
         given = SyntheticSet(images, labels, tuple(mean or ()), tuple(std or ()), names, source)
         soft = unsaid.get("labels") == "logits" and isinstance(labels, Tensor)
@@ -107,10 +110,46 @@ def _of_others(content: Any, path: Path, unsaid: Unsaid) -> tuple[Any, Any, Spac
         )
     if "space" not in unsaid:
         raise InputError(
-            f"'{path}' does not say what its images are; give the space, normalised or pixels. Whitened (ZCA) images "
-            "are neither: turn them back by the matrix they were made with."
+            f"'{path}' does not say what its images are; give the space, normalised or pixels, and for whitened (ZCA) "
+            "ones the file of their transform, whitening."
         )
-    return content, read_tensors(partner), unsaid["space"], unsaid.get("factor", 1)
+    images = unwhitened(content, Path(unsaid["whitening"])) if "whitening" in unsaid else content
+    return images, read_tensors(partner), unsaid["space"], unsaid.get("factor", 1)
+
+
+def unwhitened(images: Tensor, path: Path) -> Tensor:
+    """Images as they were before a ZCA transform: ``whitened = (flat - mean) @ matrix``, as in kornia and MTT's code.
+
+    Args:
+        images: float, ``(n, C, H, W)``.
+        path: a mapping that `torch.save` wrote, of ``mean_vector`` (or ``mean``), ``(d,)``, and ``transform_matrix`` (or
+            ``matrix``), ``(d, d)``, with ``d = C * H * W``; the names are those of kornia's ``ZCAWhitening``.
+
+    Raises:
+        InputError: if the file holds something else, or is of other images.
+    """
+    content = read_tensors(path)
+    found = content if isinstance(content, Mapping) else {}
+    mean, matrix = (found.get(long, found.get(short)) for long, short in _WHITENING)
+    numbers = images[0].numel()
+    if not isinstance(mean, Tensor) or not isinstance(matrix, Tensor):
+        raise InputError(f"'{path}' is no ZCA transform: expected a mapping of mean_vector and transform_matrix.")
+    if mean.numel() != numbers or tuple(matrix.shape) != (numbers, numbers):
+        raise InputError(
+            f"'{path}' is the ZCA transform of other images: these have {numbers} numbers each, its mean has "
+            f"{mean.numel()} and its matrix the shape {tuple(matrix.shape)}."
+        )
+    flat = torch.linalg.solve(matrix.double().T, images.double().flatten(1).T).T + mean.double().flatten()
+    return flat.to(images.dtype).view_as(images)
+
+
+def _learned_rate(path: Path) -> dict[str, float]:
+    """The learning rate that was learned with a set, where MTT's kin keep one beside it."""
+    partner = path.with_name(path.name.replace("images", "lr"))
+    if "images" not in path.name or not partner.is_file():
+        return {}
+    rate = read_tensors(partner)
+    return {"learned_lr": float(rate)} if isinstance(rate, Tensor) and rate.numel() == 1 else {}
 
 
 def checked(synthetic: SyntheticSet, where: str) -> SyntheticSet:
