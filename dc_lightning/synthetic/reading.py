@@ -122,8 +122,8 @@ def unwhitened(images: Tensor, path: Path) -> Tensor:
 
     Args:
         images: float, ``(n, C, H, W)``.
-        path: a mapping that `torch.save` wrote, of ``mean_vector`` (or ``mean``), ``(d,)``, and ``transform_matrix`` (or
-            ``matrix``), ``(d, d)``, with ``d = C * H * W``; the names are those of kornia's ``ZCAWhitening``.
+        path: a mapping that `torch.save` wrote, of ``mean_vector`` (or ``mean``), ``(d,)``, and ``transform_matrix``
+            (or ``matrix``), ``(d, d)``, with ``d = C * H * W``; the names are those of kornia's ``ZCAWhitening``.
 
     Raises:
         InputError: if the file holds something else, or is of other images.
