@@ -39,6 +39,7 @@ from dc_lightning.run.checkpoints import Checkpoints, Interrupted
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
 from dc_lightning.run.folder import set_run_folder
 from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.run.switches import refuse_switches
 from dc_lightning.synthetic import export, load_synthetic, ready_sets
 from dc_lightning.synthetic.formats import FORMATS
 from dc_lightning.synthetic.initial import INITS
@@ -168,38 +169,6 @@ def _expand_paths(config: Namespace) -> None:
                 value[place] = expanded(part)
 
 
-_SWITCHES = {
-    "barebones": "checkpoints and results are what a run is for",
-    "sync_batchnorm": "every process matches its own classes with the same network",
-    "max_steps": "a run could end within an outer iteration; give trainer.max_epochs",
-    "min_steps": "a run has outer iterations; give trainer.min_epochs",
-    "limit_val_batches": "there is no validation loop; see evaluation.every_n",
-    "val_check_interval": "there is no validation loop; see evaluation.every_n",
-    "check_val_every_n_epoch": "there is no validation loop; see evaluation.every_n",
-    "num_sanity_val_steps": "there is no validation loop; see evaluation.every_n",
-    "limit_test_batches": "accuracies are those of the whole test set",
-    "limit_predict_batches": "nothing is predicted",
-    "limit_train_batches": "model.outer_steps sets the matching steps",
-    "overfit_batches": "model.outer_steps sets the matching steps",
-    "log_every_n_steps": "curves have one point an outer iteration",
-    "gradient_clip_val": "what is matched are gradients",
-    "gradient_clip_algorithm": "what is matched are gradients",
-    "accumulate_grad_batches": "all classes make one update already",
-    "reload_dataloaders_every_n_epochs": "the images stay the same",
-    "enable_checkpointing": "a run could not be resumed; see checkpoint.every_n",
-}
-"""Switches of the Trainer that have no meaning here, and why; the rest works."""
-
-
-def _refuse_switches(given: Namespace) -> None:
-    for name, reason in _SWITCHES.items():
-        default = inspect.signature(Trainer).parameters[name].default
-        if given[name] not in (None, {"enable_checkpointing": True, "log_every_n_steps": 1}.get(name, default)):
-            raise InputError(f"trainer.{name} has no place here: {reason}.")
-    if str(given.strategy).startswith("ddp_spawn"):
-        raise InputError("trainer.strategy ddp_spawn would have to pickle the run; take ddp, or ddp_fork.")
-
-
 def _loggers(config: Namespace) -> list[Namespace]:
     """Settings of the loggers; the first one's folder is that of the run."""
     given = config.trainer.logger
@@ -327,7 +296,7 @@ class CondensationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Sets the allocator before the first tensor, and finds the checkpoint to resume from."""
         config = self._configuration()
-        _refuse_switches(config.trainer)
+        refuse_switches(config.trainer)
         if config.keep_freed_memory:
             keep_freed_memory()
         if config.compile and config.trainer.strategy in _FORKING:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import TinyData
 from curves import read_curves
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_distributed import wait_for_line
 
 import dc_lightning
@@ -85,7 +86,12 @@ def test_curves_are_in_tensorboard():
     assert [step for step, _ in curves["accuracy_std/MLP"]] == [0, 2, 4]
     assert [image.step for image in events.Images("synthetic images")] == [0, 2, 4]
     final = json.loads((RUN / "results.json").read_text())["columns"][0]["scores"][0]["mean"]
-    assert curves["final/DC/MLP"][-1][1] == pytest.approx(final)
+    assert curves["final/DC/MLP"][-1][1] == curves["final/accuracy"][-1][1] == pytest.approx(final)
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    experiment = HParamsPluginData.FromString(content).experiment
+    first = [info.name for info in experiment.hparam_infos][:7]
+    assert first == ["ipc", "network", "lr_images", "batch_real", "iterations", "method", "dataset"]
+    assert [info.name.tag for info in experiment.metric_infos][:2] == ["final/accuracy", "final/random"]
 
 
 def test_what_is_saved_is_what_was_evaluated():

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TinyData
+from curves import read_curves
 from rich.console import Console
 
 import dc_lightning
@@ -113,8 +115,58 @@ def test_a_fast_dev_run_writes_nothing(capsys):
     assert "(n=1)" in said
 
 
-def test_another_progress_bar_takes_the_place_of_ours():
-    assert main([*FAST, "--trainer.callbacks+=TQDMProgressBar"]) == 0
+# Likewise for the callbacks: init_args, and the exit code; None has abstract methods
+CALLBACKS = {
+    "BackboneFinetuning": ({}, 2),
+    "BaseFinetuning": None,
+    "BasePredictionWriter": ({}, 2),
+    "BatchSizeFinder": ({}, 2),
+    "Callback": ({}, 0),
+    "Checkpoint": ({}, 0),
+    "DeviceStatsMonitor": ({}, 0 if find_spec("psutil") else 2),
+    "EMAWeightAveraging": ({}, 2),
+    "EarlyStopping": ({"monitor": "matching_loss", "patience": 0, "mode": "max"}, 0),
+    "GradientAccumulationScheduler": ({"scheduling": {0: 2}}, 2),
+    "LambdaCallback": ({}, 0),
+    "LearningRateFinder": ({}, 2),
+    "LearningRateMonitor": ({}, 0),
+    "ModelCheckpoint": ({"dirpath": "others"}, 0),
+    "ModelPruning": ({"pruning_fn": "l1_unstructured"}, 2),
+    "ModelSummary": ({}, 0),
+    "OnExceptionCheckpoint": ({"dirpath": "others"}, 2),
+    "ProgressBar": ({}, 0),
+    "RichModelSummary": ({}, 0),
+    "RichProgressBar": ({}, 0),
+    "SpikeDetection": ({}, 2),
+    "StochasticWeightAveraging": ({"swa_lrs": 0.1}, 2),
+    "TQDMProgressBar": ({}, 0),
+    "ThroughputMonitor": ({"batch_size_fn": "builtins.len"}, 2),
+    "Timer": ({"duration": "00:00:10:00"}, 2),
+    "WeightAveraging": ({}, 2),
+}
+
+
+def test_every_callback_of_lightning_is_known():
+    assert set(CALLBACKS) == set(pl.callbacks.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CALLBACKS.items() if case])
+@pytest.mark.filterwarnings("ignore:.*Unable to serialize instance.*")
+def test_callbacks_work_or_are_refused_in_a_sentence(name, capsys):
+    arguments, code = CALLBACKS[name]
+    given = json.dumps({"class_path": f"pytorch_lightning.callbacks.{name}", "init_args": arguments})
+    assert main([*FAST, "--trainer.max_epochs", "5", f"--trainer.callbacks+={given}"]) == code
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == (code == 2)
+    assert all(f"The callback {name} " in line for line in said)
+    results = [json.loads(path.read_text()) for path in Path().glob("**/results.json")]
+    assert len(results) == (code == 0)
+    if name == "EarlyStopping":
+        assert results[0]["source"]["iteration"] < 5
+    if name == "LearningRateMonitor":
+        assert read_curves("lightning_logs/version_0")[0]["lr-SGD"]
+    if name == "ModelCheckpoint":
+        assert list(Path("others").glob("*.ckpt"))
 
 
 @pytest.mark.parametrize("epochs", ["100000", "-1"])

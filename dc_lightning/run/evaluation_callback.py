@@ -211,16 +211,12 @@ class EvaluationCallback(Callback):
         self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
         if not trainer.is_global_zero:
             return
-        final = {
-            f"final/{column.name}/{self._tag(score.network, score.recipe)}": score.mean
-            for column in columns
-            for score in column.scores
-        }
+        final = self._final(columns)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._settings(), final, step=trainer.current_epoch)
+                logger.log_hyperparams(self._settings(module), final, step=trainer.current_epoch)
             else:
-                logger.log_hyperparams(self._settings())
+                logger.log_hyperparams(self._settings(module))
                 logger.log_metrics(final, step=trainer.current_epoch)
                 logger.save()
         condensed_with = part_name(module.network_spec)
@@ -454,11 +450,29 @@ class EvaluationCallback(Callback):
         """Keeps the whole configuration of the run for results.json."""
         self.configuration = configuration
 
-    def _settings(self) -> dict[str, Any]:
-        """What was configured, for TensorBoard's HPARAMS."""
-        keys = ["model", "data", "evaluation"]
-        chosen = {key: self.configuration[key] for key in keys if key in self.configuration}
-        return {**chosen, "trainer": {"max_epochs": self.configuration.get("trainer", {}).get("max_epochs", 0)}}
+    def _settings(self, module: Condenser) -> dict[str, Any]:
+        """What was configured, for TensorBoard's HPARAMS, in whose columns what is compared most comes first."""
+        first = {
+            "ipc": module.ipc,
+            "network": part_name(module.network_spec),
+            "lr_images": module.lr_images,
+            "batch_real": module.data.batch_real,
+            "iterations": module.trainer.max_epochs or 0,
+            "method": module.name,
+            "dataset": module.data.title,
+        }
+        return {**first, **{key: self.configuration.get(key, {}) for key in ("model", "data", "evaluation")}}
+
+    def _final(self, columns: Sequence[Column]) -> dict[str, float]:
+        """The accuracies of the end: of the set and of what stands beside it under one name in all runs, then each."""
+        found = {}
+        for place, column in enumerate(columns):
+            means = [score.mean for score in column.scores if score.recipe == self.recipes[0].name]
+            found[f"final/{column.name if place else 'accuracy'}"] = fmean(means)
+        for column in columns:
+            for score in column.scores:
+                found[f"final/{column.name}/{self._tag(score.network, score.recipe)}"] = score.mean
+        return found
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
         seconds = self._seconds()

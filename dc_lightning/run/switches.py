@@ -1,0 +1,78 @@
+"""Switches and callbacks of Lightning that have no meaning in a condensation: they are refused, not ignored."""
+
+import inspect
+from importlib.util import find_spec
+from pkgutil import resolve_name
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer, callbacks
+
+from dc_lightning.errors import InputError
+
+_SWITCHES = {
+    "barebones": "checkpoints and results are what a run is for",
+    "sync_batchnorm": "every process matches its own classes with the same network",
+    "max_steps": "a run could end within an outer iteration; give trainer.max_epochs",
+    "min_steps": "a run has outer iterations; give trainer.min_epochs",
+    "limit_val_batches": "there is no validation loop; see evaluation.every_n",
+    "val_check_interval": "there is no validation loop; see evaluation.every_n",
+    "check_val_every_n_epoch": "there is no validation loop; see evaluation.every_n",
+    "num_sanity_val_steps": "there is no validation loop; see evaluation.every_n",
+    "limit_test_batches": "accuracies are those of the whole test set",
+    "limit_predict_batches": "nothing is predicted",
+    "limit_train_batches": "model.outer_steps sets the matching steps",
+    "overfit_batches": "model.outer_steps sets the matching steps",
+    "log_every_n_steps": "curves have one point an outer iteration",
+    "gradient_clip_val": "what is matched are gradients",
+    "gradient_clip_algorithm": "what is matched are gradients",
+    "accumulate_grad_batches": "all classes make one update already",
+    "reload_dataloaders_every_n_epochs": "the images stay the same",
+    "enable_checkpointing": "a run could not be resumed; see checkpoint.every_n",
+}
+"""Switches of the Trainer that have no meaning here, and why; the rest works."""
+
+
+def refuse_switches(given: Namespace) -> None:
+    """Makes sure that no switch is ignored, and that no callback does something else than its name says.
+
+    Args:
+        given: the configuration of the Trainer.
+
+    Raises:
+        InputError: if one has no place here; says why.
+    """
+    for name, reason in _SWITCHES.items():
+        default = inspect.signature(Trainer).parameters[name].default
+        if given[name] not in (None, {"enable_checkpointing": True, "log_every_n_steps": 1}.get(name, default)):
+            raise InputError(f"trainer.{name} has no place here: {reason}.")
+    if str(given.strategy).startswith("ddp_spawn"):
+        raise InputError("trainer.strategy ddp_spawn would have to pickle the run; take ddp, or ddp_fork.")
+    _refuse_callbacks(given.callbacks)
+
+
+_CALLBACKS: dict[type, str] = {
+    callbacks.BaseFinetuning: "images have no layers to freeze",
+    callbacks.BasePredictionWriter: "nothing is predicted",
+    callbacks.BatchSizeFinder: "data.batch_real sets the real images of a step",
+    callbacks.GradientAccumulationScheduler: "all classes make one update already",
+    callbacks.LearningRateFinder: "a matching loss says little of the accuracy; compare several model.lr_images",
+    callbacks.OnExceptionCheckpoint: "checkpoints/last.ckpt is kept whatever ends a run",
+    callbacks.ModelPruning: "images have no weights to prune",
+    callbacks.SpikeDetection: "every step has another loss by design; a run that diverges ends by itself",
+    callbacks.StochasticWeightAveraging: "the rate of the images has no scheduler; see model.lr_images_cooldown",
+    callbacks.ThroughputMonitor: "a step has batches of every class; see seconds_per_iteration in results.json",
+    callbacks.Timer: "give trainer.max_time",
+    callbacks.WeightAveraging: "images are evaluated and resumed as they are, not as an average",
+}
+
+
+def _refuse_callbacks(given: Any) -> None:
+    for spec in given if isinstance(given, list) else [given]:
+        path = spec.get("class_path") if isinstance(spec, Namespace) else None
+        kind = resolve_name(path) if path else object
+        for known, reason in _CALLBACKS.items():
+            if issubclass(kind, known):
+                raise InputError(f"The callback {kind.__name__} has no place here: {reason}.")
+        if issubclass(kind, callbacks.DeviceStatsMonitor) and find_spec("psutil") is None:
+            raise InputError("The callback DeviceStatsMonitor needs psutil; install it by pip install psutil.")
