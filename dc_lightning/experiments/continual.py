@@ -18,9 +18,6 @@ import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from dc_lightning.data import Stream
@@ -36,9 +33,9 @@ from dc_lightning.files import read_tensors, save_whole
 from dc_lightning.methods import Condenser
 from dc_lightning.networks import make_network
 from dc_lightning.parts import part_name
-from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
-from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.run.nested import agreed, fit_within
+from dc_lightning.run.progress import say
 from dc_lightning.seeds import derive_seed
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
@@ -179,39 +176,6 @@ def _forgetting(network: Sequence[Sequence[float]]) -> float:
     return fmean(max(after[task] for after in before if task < len(after)) - last[task] for task in range(len(before)))
 
 
-class _SameProcesses(LightningEnvironment):
-    """The processes of a Trainer, for another one that runs within it."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__()
-        self._trainer = trainer
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def world_size(self) -> int:
-        return self._trainer.world_size
-
-    def global_rank(self) -> int:
-        return self._trainer.global_rank
-
-    def local_rank(self) -> int:
-        return self._trainer.local_rank
-
-    def node_rank(self) -> int:
-        return self._trainer.node_rank
-
-    def set_world_size(self, size: int) -> None:
-        """It is set."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """It is set."""
-
-    def teardown(self) -> None:
-        """The processes go on."""
-
-
 class Continual:
     """Continual learning in the processes of a Trainer.
 
@@ -320,7 +284,7 @@ class Continual:
         digest = _digest([memory, *made])
         folder = self.output / "memories" / f"{data.title}_{self.name(memory)}_{digest}"
         path = folder / "synthetic.pt"
-        if not self._agreed(path.is_file()):
+        if not agreed(self.trainer, path.is_file()):
             if memory == "condensed":
                 found = self._condense(data, callback.seed + order, folder, title)
             else:
@@ -340,39 +304,13 @@ class Continual:
         return chosen_from.select(memory, self.model.ipc, callback.features_network)
 
     def _condense(self, data: CondensationDataModule, seed: int, folder: Path, title: str) -> SyntheticSet:
-        """An ordinary fit of a copy of the model, in a folder of its own, from its last checkpoint if there is one."""
-        trainer, model = self.trainer, copy.deepcopy(self.model)
-        model.seed = model.hparams["seed"] = seed
-        bar = trainer.progress_bar_callback
-        outer = next(each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
-        callbacks: list[Any] = [Checkpoints(trainer.max_epochs or 1, outer.last_every_seconds)]
-        if isinstance(bar, RunProgress):
-            bar.close()
-            callbacks.append(RunProgress(bar.lines))
-        if trainer.is_global_zero:
+        """An ordinary fit of a copy of the model, in a folder of its own."""
+        if self.trainer.is_global_zero:
             say(f"{title}: condensing {', '.join(data.class_names)}")
-        together = DDPStrategy(cluster_environment=_SameProcesses(trainer))
-        nested = Trainer(
-            accelerator=trainer.strategy.root_device.type,
-            devices=trainer.device_ids if trainer.strategy.root_device.type == "cuda" else trainer.num_devices,
-            num_nodes=trainer.num_nodes,
-            strategy=together if trainer.world_size > 1 else "auto",
-            precision=trainer.precision,
-            max_epochs=trainer.max_epochs,
-            callbacks=callbacks,
-            logger=TensorBoardLogger(str(folder.parent), name="", version=folder.name, default_hp_metric=False),
-            log_every_n_steps=1,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            enable_progress_bar=isinstance(bar, RunProgress),
-        )
-        last = folder / "checkpoints" / "last.ckpt"
-        nested.fit(model, datamodule=data, ckpt_path=str(last) if self._agreed(last.is_file()) else None)
-        return model.synthetic_set(nested.current_epoch)
-
-    def _agreed(self, here: bool) -> bool:
-        """What the first process sees in the folders, which all share."""
-        return bool(self.trainer.strategy.broadcast(here))
+        model = copy.deepcopy(self.model)
+        model.seed = model.hparams["seed"] = seed
+        fit_within(self.trainer, model, data, folder)
+        return model.synthetic_set(model.trainer.current_epoch)
 
     # Networks
 
