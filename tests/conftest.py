@@ -150,6 +150,14 @@ def real_images(images, labels, classes, batch_real=8):
     return RealImages(Images(images), labels, names, tuple(images.shape[1:]), batch_real)
 
 
+def some_slow(cases, fast):
+    """Cases of one kind, all but some of them marked slow."""
+    return [
+        case if case in fast else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+        for case in cases
+    ]
+
+
 @pytest.fixture
 def tiny_data():
     data = TinyData()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TinyData
+from conftest import TinyData, some_slow
 
 from dc_lightning import InputError, SyntheticSet
 from dc_lightning.cli import main
@@ -212,7 +212,7 @@ def test_the_same_command_trains_nothing_again(whole, monkeypatch):
     assert again["learnt"] == learnt(whole)
 
 
-@pytest.mark.parametrize("count", [3, 9, 21])  # in the first condensation; a network; the second memory and later
+@pytest.mark.parametrize("count", some_slow([3, 9, 21], [3, 21]))  # first condensation, a network, a later memory
 def test_killed_and_resumed(whole, tmp_path, count):
     words = [*ARGS, "--protocol.memories", "[condensed, random]", "--trainer.logger.version", "0"]
     process = context.Process(target=child, args=(words, str(tmp_path), count))
@@ -291,7 +291,8 @@ def test_other_data_of_the_same_name_is_not_taken_for_what_was_kept(empty_folder
 
 def test_sets_of_several_images_in_one_are_kept_as_they_decode(empty_folder):
     words = ["continual", "--data", "conftest.TinyData", "--data.classes", "4", "--model", "IDC", *ARGS[5:9]]
-    words += ["--model.network", "ConvNetD1", "--model.factor", "2", "--trainer.accelerator", "cpu"]
+    words += ["--model.network", "ConvNetD1", "--model.factor", "2", "--model.outer_steps", "2"]
+    words += ["--trainer.accelerator", "cpu"]
     words += ["--trainer.max_epochs", "1", "--protocol.steps", "2", "--protocol.orders", "1"]
     words += ["--protocol.memories", "[condensed]", "--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2"]
     assert main(words) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TinyData
+from conftest import TinyData, some_slow
 from test_resume import ARGS, RUN, assert_same, context, outcome, run
 
 from dc_lightning.synthetic import load_synthetic
@@ -76,7 +76,7 @@ def results(folder, version=0):
     return load_synthetic(run_folder / "synthetic.pt")[0].images, found["columns"], found["history"]
 
 
-@pytest.mark.parametrize("network", ["MLP", SMALL_BN], ids=["MLP", "BatchNorm"])
+@pytest.mark.parametrize("network", some_slow(["MLP", SMALL_BN], [SMALL_BN]), ids=["MLP", "BatchNorm"])
 def test_processes_that_do_not_divide_the_classes_or_outnumber_them(network, tmp_path):
     """36 matching steps with their inner loops, an evaluation every four iterations; three classes."""
     found = {}
@@ -97,7 +97,7 @@ def test_processes_that_do_not_divide_the_classes_or_outnumber_them(network, tmp
         assert found[size][1:] == found[1][1:]
 
 
-@pytest.mark.parametrize(("before", "after"), [("2", "2"), ("2", "1"), ("1", "2")])
+@pytest.mark.parametrize(("before", "after"), some_slow([("2", "2"), ("2", "1"), ("1", "2")], [("2", "1")]))
 def test_killed_and_resumed(before, after, tmp_path):
     (tmp_path / "whole").mkdir()
     assert run([*ARGS, *FORK, "2"], tmp_path / "whole") == 0
@@ -126,9 +126,12 @@ def test_killed_and_resumed(before, after, tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "count"),
-    [("inside an evaluation", count) for count in (1, 2, 3, 4)]  # on both processes: of five networks each
-    + [("inside a checkpoint write", count) for count in (2, 9, 38)]  # on the first: of 38
-    + [("after a checkpoint write", count) for count in (1, 9, 38)],
+    some_slow(
+        [("inside an evaluation", count) for count in (1, 2, 3, 4)]  # on both processes: of five networks each
+        + [("inside a checkpoint write", count) for count in (2, 9, 38)]  # on the first: of 38
+        + [("after a checkpoint write", count) for count in (1, 9, 38)],
+        [("inside an evaluation", 3), ("inside a checkpoint write", 9), ("after a checkpoint write", 9)],
+    ),
 )
 def test_two_processes_killed_there(where, count, two_processes, tmp_path):
     assert run([*ARGS, *FORK, "2"], tmp_path, where, count) != 0

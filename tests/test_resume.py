@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import some_slow
 from curves import read_curves
 from torch._dynamo.utils import counters
 
@@ -121,7 +122,11 @@ MOMENTS += [  # of 38: the start, every step, and the end
 ]
 
 
-@pytest.mark.parametrize(("where", "count"), MOMENTS)
+FAST = [("inside an evaluation", 7), ("inside a checkpoint write", 1), ("inside a checkpoint write", 9)]
+FAST += [("after a checkpoint write", 4), ("after a checkpoint write", 38)]
+
+
+@pytest.mark.parametrize(("where", "count"), some_slow(MOMENTS, FAST))
 def test_killed_at_each_moment(where, count, whole, tmp_path):
     assert run(ARGS, tmp_path, where, count) == -signal.SIGKILL
     assert run(AUTO, tmp_path) == 0
@@ -181,7 +186,7 @@ def test_soak_twenty_kills_at_random_moments(tmp_path):
     assert_same(outcome(tmp_path), outcome(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("network", range(1, 11))
+@pytest.mark.parametrize("network", some_slow(range(1, 11), [1, 6, 9]))
 def test_a_signal_inside_every_evaluation(network, whole, tmp_path):
     """Of iterations 0, 4, 8, of the end, and of the random images: two networks each, and one of either signal."""
     signum = signal.SIGTERM if network % 2 else signal.SIGINT
@@ -276,7 +281,7 @@ BATCH_NORM = '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"dep
 
 
 @pytest.mark.parametrize("network", ["test_resume.Forgetful", BATCH_NORM], ids=["dropout", "BatchNorm"])
-@pytest.mark.parametrize("count", [5, 9, 16])
+@pytest.mark.parametrize("count", some_slow([5, 9, 16], [9]))
 def test_networks_with_a_state_or_draws_of_their_own(network, count, tmp_path):
     """Killed between two steps of one outer iteration."""
     args = [*ARGS, "--model.network", network, "--evaluation.networks", "MLP", "--evaluation.every_n", "0"]

@@ -302,6 +302,7 @@ def test_a_configuration_in_another_encoding_is_named(encoding, capsys):
     assert "'c.yaml' is not UTF-8 text" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_letters_that_the_locale_lacks_are_answered_by_a_sentence():
     Path("c.yaml").write_text("# é\ntrainer:\n  max_epochs: 1\n", encoding="utf-8")
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
