@@ -10,10 +10,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast, get_args
+from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -44,6 +45,7 @@ from dc_lightning.synthetic import export, load_synthetic, ready_sets
 from dc_lightning.synthetic.formats import FORMATS
 from dc_lightning.synthetic.initial import INITS
 from dc_lightning.synthetic.ready import ready_set
+from dc_lightning.threads import use_threads
 
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
@@ -277,6 +279,12 @@ class CondensationCLI(LightningCLI):
             default=False,
             help="Compile networks by torch.compile: half a minute at the start of every process, then faster.",
         )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | Literal["auto"],
+            default="auto",
+            help="Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's.",
+        )
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
 
@@ -303,6 +311,7 @@ class CondensationCLI(LightningCLI):
                 "PyTorch aborts; take trainer.strategy ddp, or leave the compilation off."
             )
         compile_networks(config.compile)
+        use_threads(config.threads)
         for logger in filter(_is_tensorboard, _loggers(config)):
             if config.trainer.default_root_dir and logger.init_args.save_dir == ".":
                 logger.init_args.save_dir = config.trainer.default_root_dir
@@ -455,7 +464,17 @@ def _run(words: list[str]) -> int:
 def _suggested_option(words: Sequence[str], message: str) -> str:
     """The option that is near one of the words which is none, if a message is about it."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
-    known += ["keep_freed_memory", "compile", "weights_only", "output", "proxies", "factor", "labels", "whitening"]
+    known += [
+        "keep_freed_memory",
+        "compile",
+        "weights_only",
+        "output",
+        "proxies",
+        "factor",
+        "labels",
+        "whitening",
+        "threads",
+    ]
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [part for part in vars(data).values() if inspect.isclass(part)],

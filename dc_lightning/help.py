@@ -55,7 +55,8 @@ _TEXTS = {
   --trainer.logger.version NAME    folder of the run below lightning_logs
   --checkpoint.every_n N           outer iterations between checkpoints that are kept
   --ckpt_path FILE                 resume: a checkpoint, last, or auto
-  --compile true                   compile networks""",
+  --compile true                   compile networks
+  --threads N                      on the CPU; auto (the default) takes one for small images""",
     "evaluate": f"""
   dc-lightning evaluate --data FashionMNIST --synthetic synthetic.pt --evaluation.networks M
   dc-lightning evaluate --data FashionMNIST --synthetic FashionMNIST/ipc10

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dc_lightning"
-FOUNDATION = {"errors", "files", "pictures", "parts", "seeds", "compilation", "help", "__init__"}
+FOUNDATION = {"errors", "files", "pictures", "parts", "seeds", "compilation", "threads", "help", "__init__"}
 LEVELS = [
     {"matching", "augmentation", "networks"},
     {"synthetic", "data"},

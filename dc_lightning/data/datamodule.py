@@ -24,6 +24,7 @@ from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.parts import Spec
 from dc_lightning.pictures import in_unit_range
 from dc_lightning.seeds import derive_generator
+from dc_lightning.threads import fit_threads
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         first = train[:1] if isinstance(train, Tensor) else to_tensor(item_of(train, 0, class_names)[0])[None]
         self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
         shape = (self.channels, *self.image_size)
+        fit_threads((self.channels, *self.image_size))
         self._set_statistics(train)
         self.real = RealImages(
             self._prepared(train, train_labels), train_labels, self.class_names, shape, self.batch_real

@@ -29,6 +29,7 @@ _MACHINE = {
     "checkpoint.every_n",
     "checkpoint.last_every_seconds",
     "compile",
+    "threads",
     "data.in_memory",
     "data.root",
     "evaluation.cache",
@@ -80,7 +81,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile", key):
+        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile|--threads", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 f"--trainer.max_epochs 100.{suggestion(key, _OPTIONS)}"
