@@ -464,17 +464,8 @@ def _run(words: list[str]) -> int:
 def _suggested_option(words: Sequence[str], message: str) -> str:
     """The option that is near one of the words which is none, if a message is about it."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
-    known += [
-        "keep_freed_memory",
-        "compile",
-        "weights_only",
-        "output",
-        "proxies",
-        "factor",
-        "labels",
-        "whitening",
-        "threads",
-    ]
+    known += ["keep_freed_memory", "compile", "threads", "weights_only", "output", "proxies"]
+    known += ["factor", "labels", "whitening"]
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [part for part in vars(data).values() if inspect.isclass(part)],
