@@ -142,6 +142,7 @@ def good():
         ({"labels": torch.tensor([0])}, "one label"),
         ({"labels": torch.tensor([0, 5])}, "go up to 5"),
         ({"labels": torch.tensor([0, -1])}, "0 or more"),
+        ({"labels": torch.tensor([0.0, 0.5])}, "class numbers, or a distribution over the classes .* got 0.5"),
         ({"labels": torch.tensor([[0.5, 0.6], [0.0, 1.0]])}, "sum to 1"),
         ({"labels": torch.tensor([[1.5, -0.5], [0.0, 1.0]])}, "sum to 1"),
         ({"images": torch.zeros(2, 4)}, r"\(n, C, H, W\)"),

@@ -183,6 +183,11 @@ def checked(synthetic: SyntheticSet, where: str) -> SyntheticSet:
         count, classes = labels.shape[1], labels.float()
     else:
         classes = labels.long()
+        if not torch.equal(classes.to(labels.dtype), labels):
+            raise InputError(
+                f"{where}: labels must be class numbers, or a distribution over the classes for each image; got "
+                f"{float(labels[(classes != labels)][0]):.3g}."
+            )
         if int(classes.min()) < 0:
             raise InputError(f"{where}: labels must be 0 or more, got {int(classes.min())}.")
         count = int(classes.max()) + 1
