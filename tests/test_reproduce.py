@@ -89,7 +89,7 @@ def test_a_dry_run_lists_the_cells(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_estimate_is_three_iterations_of_the_command_itself(capsys, monkeypatch, tmp_path):
+def test_an_estimate_is_by_iterations_of_the_command_itself(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
     words = [*TWO_CELLS[:-3], "--experiments", "2", "--estimate", *TINY]

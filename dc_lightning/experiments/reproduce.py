@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
     parser.add_argument(
-        "--estimate", action="store_true", help="list the cells and their hours, from three iterations of each"
+        "--estimate",
+        action="store_true",
+        help="list the cells and their hours, by the least of three iterations of each",
     )
     return parser
 
@@ -370,12 +372,14 @@ def _print_cells(
 
 
 def _estimated_hours(command: Sequence[str], parse: Parse) -> float:
-    """Time of a cell on this machine, from its own command with three iterations, one network and no baselines.
+    """Time of a cell on this machine, from its own command with four iterations, one network and no baselines.
+
+    The first iteration is left out, and the least of the others taken, as other processes may have been at work.
 
     Raises:
         InputError: if that fails; says what it said.
     """
-    short = {"trainer.max_epochs": "3", "evaluation.num_networks": "1", "evaluation.every_n": "0"}
+    short = {"trainer.max_epochs": "4", "evaluation.num_networks": "1", "evaluation.every_n": "0"}
     if command[0] == "select":
         command = ["select", *command[1:], "--method", "random"]
     with tempfile.TemporaryDirectory() as folder:
@@ -393,4 +397,4 @@ def _estimated_hours(command: Sequence[str], parse: Parse) -> float:
         return float(networks) / 3600
     iterations, every = configuration["trainer"]["max_epochs"], configuration["evaluation"]["every_n"]
     evaluations = 2 + (-(-iterations // every) if every else 0)  # of random images too
-    return float(iterations * trial["seconds_per_iteration"] + evaluations * networks) / 3600
+    return float(iterations * trial["least_seconds_per_iteration"] + evaluations * networks) / 3600

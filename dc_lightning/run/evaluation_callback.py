@@ -475,7 +475,7 @@ class EvaluationCallback(Callback):
         return found
 
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
-        seconds = self._seconds()
+        seconds, iterations = self._seconds(), self._iterations[1:] or self._iterations or [0.0]
         self.results = {
             **content,
             "columns": [column.to_dict() for column in columns],
@@ -485,7 +485,8 @@ class EvaluationCallback(Callback):
             "finished": now(),
             "seconds": round(seconds["all"], 1),
             "seconds_condensing": round(seconds["all"] - seconds["evaluation"], 1),
-            "seconds_per_iteration": round(median(self._iterations[1:] or self._iterations or [0.0]), 4),
+            "seconds_per_iteration": round(median(iterations), 4),
+            "least_seconds_per_iteration": round(min(iterations), 4),
             "processes": trainer.world_size,
             "device": str(trainer.strategy.root_device),
             **environment(),
