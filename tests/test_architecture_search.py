@@ -1,16 +1,13 @@
 """Architecture search: the space, rank correlations, proxies; killed and resumed."""
 
 import json
-import multiprocessing
-import os
 import signal
-import sys
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from children import RUN, run
 from conftest import TinyData
 
 from dc_lightning import InputError
@@ -21,7 +18,6 @@ from dc_lightning.experiments.architecture_search import Ranking, Space, agreeme
 from dc_lightning.networks import make_network
 from dc_lightning.parts import part_name
 
-RUN = Path("lightning_logs/version_0")
 ARGS = (
     "architecture-search --data conftest.TinyData --model.network MLP --model.ipc 2 --trainer.accelerator cpu "
     "--evaluation.num_networks 1 --evaluation.recipe.epochs 10 --evaluation.whole_set_epochs 2 "
@@ -29,8 +25,7 @@ ARGS = (
     "--space.activation [relu] --space.pooling [max,avg] --space.networks [MLP] --space.sample 7 --proxies"
 ).split()
 ARGS += ["[random, herding, early stopping]"]
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dc_lightning.cli", "conftest"])
+TRAINING = "dc_lightning.experiments.architecture_search.train_and_test"  # of a proxy's network
 
 
 @pytest.fixture
@@ -94,31 +89,6 @@ def test_the_choice_of_a_proxy_is_scored_on_the_whole_set():
     assert chosen_accuracy(ranking(0.2, 0.7, 0.7), ranking(0.9, 0.5, 0.8)) == 0.5
 
 
-def run(words, folder, count=0):
-    process = context.Process(target=child, args=(words, str(folder), count))
-    process.start()
-    process.join(200)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
-
-
-def child(words, folder, count):
-    """Runs the command line, and dies at the start of the ``count``-th training of a proxy's network."""
-    os.chdir(folder)
-    sys.argv = ["dc-lightning"]
-    torch.set_num_threads(1)
-    training, left = architecture_search.train_and_test, [count]
-
-    def killing(*args, **kwargs):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return training(*args, **kwargs)
-
-    architecture_search.train_and_test = killing
-    sys.exit(main(words))
-
-
 def columns(folder):
     return json.loads((folder / RUN / "results.json").read_text())["columns"]
 
@@ -177,7 +147,7 @@ def test_the_same_command_trains_nothing_again(whole, monkeypatch):
 
 @pytest.mark.parametrize("count", [3, 16])  # random, early stopping
 def test_killed_and_resumed(whole, tmp_path, count):
-    assert run(ARGS, tmp_path, count) == -signal.SIGKILL
+    assert run(ARGS, tmp_path, TRAINING, count) == -signal.SIGKILL
     words = [*ARGS, "--trainer.logger.version", "0"]
     assert run(words, tmp_path) == 0
     assert columns(tmp_path) == columns(whole)

@@ -1,15 +1,14 @@
 """Continual learning: stages, memories, rehearsal with distillation; killed and resumed; one process and two."""
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import RUN, run
 from conftest import TinyData, some_slow
 
 from dc_lightning import InputError, SyntheticSet
@@ -23,7 +22,6 @@ from dc_lightning.experiments.tables import Matrix, merged
 from dc_lightning.networks import make_network
 from dc_lightning.synthetic import load_synthetic
 
-RUN = Path("lightning_logs/version_0")
 ARGS = (
     "continual --data conftest.TinyData --data.classes 6 --model.network MLP --model.ipc 2 --model.outer_steps 2 "
     "--model.inner_epochs 1 --trainer.max_epochs 2 --trainer.accelerator cpu --protocol.steps 3 --protocol.orders 2 "
@@ -31,8 +29,6 @@ ARGS = (
     "--evaluation.features_network MLP"
 ).split()
 CPU = torch.device("cpu")
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dc_lightning.cli", "conftest"])
 
 
 @pytest.fixture
@@ -129,31 +125,6 @@ def test_a_strong_distillation_keeps_the_outputs_of_the_network_before():
     assert moved[1] < 0.5 * moved[0]
 
 
-def run(words, folder):
-    process = context.Process(target=child, args=(words, str(folder), 0))
-    process.start()
-    process.join(200)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
-
-
-def child(words, folder, count):
-    """Runs the command line, and dies before the ``count``-th file is in its place."""
-    os.chdir(folder)
-    sys.argv = ["dc-lightning"]
-    torch.set_num_threads(1)
-    replace, left = os.replace, [count]
-
-    def killing_replace(source, target):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-
-    os.replace = killing_replace
-    sys.exit(main(words))
-
-
 def learnt(folder):
     return json.loads((folder / RUN / "results.json").read_text())["learnt"]
 
@@ -215,10 +186,7 @@ def test_the_same_command_trains_nothing_again(whole, monkeypatch):
 @pytest.mark.parametrize("count", some_slow([3, 9, 21], [3, 21]))  # first condensation, a network, a later memory
 def test_killed_and_resumed(whole, tmp_path, count):
     words = [*ARGS, "--protocol.memories", "[condensed, random]", "--trainer.logger.version", "0"]
-    process = context.Process(target=child, args=(words, str(tmp_path), count))
-    process.start()
-    process.join(200)
-    assert process.exitcode == -signal.SIGKILL
+    assert run(words, tmp_path, "inside a file write", count) == -signal.SIGKILL
     assert not (tmp_path / RUN / "results.json").exists()
     assert run(words, tmp_path) == 0
     assert learnt(tmp_path) == learnt(whole)

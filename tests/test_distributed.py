@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from children import RUN, context, run
 from conftest import TinyData, some_slow
-from test_resume import ARGS, RUN, assert_same, context, outcome, run
+from test_resume import ARGS, assert_same, outcome
 
 from dc_lightning.synthetic import load_synthetic
 
@@ -188,7 +189,7 @@ def test_processes_that_find_other_checkpoints_say_so(tmp_path):
 
 
 def in_a_group(args, folder):
-    from test_resume import child
+    from children import child
 
     os.setpgid(0, 0)
     child(args, folder, "", 0)

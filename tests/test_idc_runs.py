@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from children import RUN, run
 from conftest import TinyData, quiet_trainer
 from scipy.ndimage import affine_transform
-from test_resume import RUN, assert_same, outcome, run
+from test_resume import assert_same, outcome
 
 import dc_lightning
 from dc_lightning import DREAM, IDC, InputError, load_synthetic

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import run
 from curves import read_curves
-from test_resume import assert_same, outcome, run
+from test_resume import assert_same, outcome
 
 from dc_lightning import load_synthetic
 from dc_lightning.cli import main

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,74 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import RUN, child, context, run
 from conftest import some_slow
 from curves import read_curves
-from torch._dynamo.utils import counters
 
 import dc_lightning.evaluation.evaluator
 import dc_lightning.files
 from dc_lightning.cli import main
 from dc_lightning.synthetic import load_synthetic
 
-RUN = Path("lightning_logs/version_0")
 ARGS = (
     "fit --data conftest.TinyData --model.network MLP --model.ipc 2 --model.outer_steps 3 --model.inner_epochs 1 "
     "--model.lr_images_cooldown 0.5 --trainer.max_epochs 12 --trainer.accelerator cpu --evaluation.num_networks 2 "
     "--evaluation.every_n 4 --evaluation.recipe.epochs 4 --checkpoint.every_n 4 --checkpoint.last_every_seconds 0"
 ).split()
-
-# Its children are forked from a process that has imported everything and used nothing.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dc_lightning.cli", "conftest"])
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def child(args, folder, where, count):
-    """Runs the command line, and dies at the ``count``-th time that it comes to ``where``."""
-    os.chdir(folder)
-    sys.argv = ["dc-lightning"]
-    torch.set_num_threads(1)
-    left = [count]
-
-    def die_there():
-        left[0] -= 1
-        if not left[0]:
-            die()
-
-    replace, train_and_test = os.replace, dc_lightning.evaluation.evaluator.train_and_test
-
-    def killing_replace(source, target):
-        if where == "inside a checkpoint write" and str(target).endswith("last.ckpt"):
-            die_there()
-        replace(source, target)
-        if where == "after a checkpoint write" and str(target).endswith("last.ckpt"):
-            die_there()
-
-    def killing_train_and_test(*arguments, **keywords):
-        if where == "inside an evaluation":
-            die_there()
-        if where.startswith("signal"):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), int(where.split()[1]))
-        return train_and_test(*arguments, **keywords)
-
-    dc_lightning.files.os.replace = killing_replace
-    dc_lightning.evaluation.evaluator.train_and_test = killing_train_and_test
-    code = main(args)
-    assert "--compile" not in args or counters["stats"]["unique_graphs"] > 0
-    sys.exit(code)
-
-
-def run(args, folder, where="", count=0):
-    process = context.Process(target=child, args=(args, str(folder), where, count))
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
 
 
 def outcome(folder):

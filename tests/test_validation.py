@@ -5,8 +5,9 @@ import signal
 
 import pytest
 import torch
+from children import RUN, run
 from conftest import TinyData, quiet_trainer
-from test_resume import RUN, assert_same, outcome, run
+from test_resume import assert_same, outcome
 
 from dc_lightning import CondensationModule, EvaluationCallback, InputError, load_synthetic
 from dc_lightning.cli import main
