@@ -155,7 +155,7 @@ def _seed(value: int | bool | None) -> int:
 
 
 _PATHS = {"root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath"}
-_PATHS |= {"synthetic", "other_recipes", "output", "proxies"}
+_PATHS |= {"synthetic", "other_recipes", "output", "proxies", "whitening"}
 
 
 def _expand_paths(config: Namespace) -> None:

@@ -18,7 +18,8 @@ from dc_lightning.evaluation.fairness import (
 
 
 def score(network, accuracy, recipe="DC"):
-    return Score(network, [accuracy - 0.1, accuracy + 0.1], [0, 1], 1, [], recipe)
+    augmentation = ["siamese"] if recipe == "DSA" else []
+    return Score(network, [accuracy - 0.1, accuracy + 0.1], [0, 1], 1, augmentation, recipe)
 
 
 def test_scores_by_hand():
@@ -58,6 +59,8 @@ def test_the_gains_with_and_without_augmentation():
     whole = [score("ConvNet", 0.9, "DSA"), score("ConvNet", 0.8, "DSA plain")]
     (bounded,) = augmentation_fairness(own, random, whole)
     assert bounded.ars_whole_set == pytest.approx(augmentation_robust_score(0.4, 0.3))
+    same = [replace(each, augmentation=[]) for each in own]
+    assert augmentation_fairness(same, random) == []  # a recipe that has none
 
 
 def test_a_plain_recipe_is_the_same_without_augmentation():
@@ -66,6 +69,14 @@ def test_a_plain_recipe_is_the_same_without_augmentation():
     assert (plain.name, plain.epochs_for("ConvNet", FashionMNIST())) == ("DSA plain", 1000)
     assert plain.augmentation_names("ConvNet", FashionMNIST()) == []
     assert replace(plain, name="DSA", augmentation="siamese") == recipe
+
+
+def test_a_recipe_without_augmentation_has_nothing_to_leave_out(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    words = "select --method random --data conftest.TinyData --model.network MLP --trainer.accelerator cpu "
+    assert main([*words.split(), "--evaluation.other_recipes", "[plain]"]) == 2
+    assert "the recipe DC has no augmentation for TinyData that could be left out" in capfd.readouterr().err
 
 
 def test_an_evaluation_says_both(tmp_path, monkeypatch, capfd):

@@ -217,6 +217,8 @@ def test_a_leaderboard_has_the_best_first_and_marks_what_is_no_fair_comparison(t
     for number, (name, accuracy) in enumerate({"a": 0.7, "b": 0.8, "c": 0.6, "soft": 0.9, "packed": 0.85}.items()):
         results(tmp_path / name, seed=number, accuracies=(accuracy,), lr_images=1.0 + number, image_shape=[1, 4, 4])
     results(tmp_path / "random", method="random", accuracies=(0.5,), image_shape=[1, 4, 4])
+    for path in tmp_path.glob("*/results.json"):
+        edited(path, lambda content: content["columns"][0].update(labels="hard"))
     edited(tmp_path / "soft/results.json", lambda content: content["columns"][0].update(labels="soft"))
     edited(tmp_path / "packed/results.json", lambda content: content["source"].update(factor=2))
     edited(tmp_path / "a/results.json", lambda content: content["columns"][0].update(training_images=20))

@@ -15,8 +15,10 @@ def three_threads(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    monkeypatch.setattr("dc_lightning.threads._of_torch", 0)
+    monkeypatch.setattr("dc_lightning.threads._wanted", None)
     yield
-    use_threads(before)
+    torch.set_num_threads(before)
 
 
 def test_small_images_take_one_thread_and_the_next_run_starts_anew():
@@ -28,8 +30,11 @@ def test_small_images_take_one_thread_and_the_next_run_starts_anew():
     use_threads("auto")
     assert torch.get_num_threads() == 3
     use_threads(2)
-    fit_threads((1, 8, 8))
+    torch.set_num_threads(1)  # as Lightning does for several processes
+    fit_threads((1, 28, 28))
     assert torch.get_num_threads() == 2
+    use_threads("auto")
+    assert torch.get_num_threads() == 3
 
 
 def test_the_environment_decides(monkeypatch):
@@ -40,7 +45,6 @@ def test_the_environment_decides(monkeypatch):
 
 
 def test_without_the_command_line_nothing_is_set():
-    use_threads(3)
     fit_threads((1, 8, 8))
     assert torch.get_num_threads() == 3
 

@@ -1,6 +1,7 @@
 """Training images that are held out: to test on in place of the test set, and to choose an iteration by."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -112,6 +113,26 @@ def test_a_run_that_was_killed_chooses_the_same(count, whole, tmp_path):
     assert_same(outcome(tmp_path), outcome(whole))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--evaluation.num_networks", "1"],
+        ["--evaluation.recipe.lr", "0.1"],
+        ["--evaluation.choose_iteration", "false"],
+        ["--evaluation.split", "validation", "--evaluation.choose_iteration", "false"],
+    ],
+)
+def test_a_resumed_run_is_evaluated_as_before(words, whole, tmp_path, monkeypatch, capfd):
+    shutil.copytree(whole / RUN, tmp_path / RUN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    longer = [*ARGS, "--trainer.max_epochs", "8", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")]
+    code = main([*longer, *words])
+    assert (code, "was evaluated in another way" in capfd.readouterr().err) == (
+        (0, False) if "--evaluation.split" in words else (2, True)
+    )
+
+
 def test_a_report_pools_runs_whatever_iteration_each_has_chosen(whole, tmp_path):
     path = whole / RUN / "results.json"
     content = json.loads(path.read_text())
@@ -120,7 +141,8 @@ def test_a_report_pools_runs_whatever_iteration_each_has_chosen(whole, tmp_path)
     rows = [row for row in collect([path, tmp_path]).rows if row.key.method == "DC"]
     assert len(rows) == 1
     assert rows[0].sets == 2
-    assert {"6 iterations", "validation 0.25", "chosen_by validation"} <= set(rows[0].departures)
+    assert {"6 iterations", "chosen_by validation"} <= set(rows[0].departures)
+    assert rows[0].key.held_out == 0.25
 
 
 @pytest.mark.parametrize(

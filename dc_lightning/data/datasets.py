@@ -246,14 +246,14 @@ class Stream(CondensationDataModule):
         if len(stages) < 2:
             raise InputError(f"data.stages must be two datasets or more, got {len(stages)}.")
         first = stages[0]
-        super().__init__(first.batch_real, first.test_batch_size)
+        super().__init__(first.batch_real, first.test_batch_size, validation=first.validation)
         self.stages = stages
         self.augmentation, self.strategy, self.network_images = first.augmentation, first.strategy, first.network_images
 
     @property
     def dataset_name(self) -> str:
         """Names of the datasets in their order."""
-        return "-".join(stage.title for stage in self.stages)
+        return "-".join(stage.dataset_name for stage in self.stages)
 
     def prepare_data(self) -> None:
         """Downloads what is missing, on one process."""
@@ -281,7 +281,7 @@ class Stream(CondensationDataModule):
     def held_out(self) -> "Stream":
         """See `CondensationDataModule.held_out`."""
         found = copy.copy(self)
-        found.stages = [stage.held_out() for stage in self.stages]
+        found.split, found.stages = "validation", [stage.held_out() for stage in self.stages]
         found._take_first()
         return found
 

@@ -123,7 +123,7 @@ def augmentation_fairness(
     found = []
     for score in own:
         here, low, high = (both(scores, score) for scores in (own, random, whole_set))
-        if here is None or low is None:
+        if here is None or low is None or not score.augmentation:
             continue
         gains = here[0] - low[0], here[1] - low[1]
         bound = None if high is None else augmentation_robust_score(high[0] - low[0], high[1] - low[1])

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 
 from jinja2 import Environment, PackageLoader
 
 from dc_lightning.evaluation.fairness import augmentation_robust_score, label_robust_score
 from dc_lightning.evaluation.recipe import PLAIN
-from dc_lightning.experiments.rows import BOUNDS, Key, Notes, Row, baseline, percent
+from dc_lightning.experiments.rows import BOUNDS, Notes, Row, baseline, but_recipe, percent
 from dc_lightning.experiments.tables import Matrix, as_png
 from dc_lightning.synthetic import SyntheticSet
 
@@ -42,9 +43,9 @@ def _leaderboard(dataset: str, ipc: int, rows: Sequence[Row]) -> Matrix:
         cells = [_cells(rows, row, notes) for row in here]
         for column in _COMPARED:
             known = [each for each in cells if each[column]]
-            usual = Counter(each[column] for each in known).most_common(1)
-            for each in known:
-                each[column] += "" if each[column] == usual[0][0] else _DIFFERS
+            for value, count in Counter(each[column] for each in known).most_common(1):
+                for each in known if count > len(known) / 2 else []:
+                    each[column] += "" if each[column] == value else _DIFFERS
         for place, each in enumerate(cells, 1):
             table.cells |= {(f"{network}, {place}", column): text for column, text in each.items()}
     filled = {column for (_, column), text in table.cells.items() if text}
@@ -68,7 +69,7 @@ def _cells(rows: Sequence[Row], row: Row, notes: Notes) -> dict[str, str]:
         "LRS": "" if lrs is None else f"{lrs:.1f}",
         "ARS": "" if ars is None else f"{ars:.1f}",
         "recipe": key.recipe,
-        "labels": row.labels,
+        "labels": key.labels,
         "images in one": str(row.images_in_one),
         "kB": "" if row.budget is None else f"{row.budget / 1000:.1f}",
     }
@@ -85,18 +86,16 @@ def label_robust(rows: Sequence[Row], row: Row) -> float | None:
 
 def augmentation_robust(rows: Sequence[Row], row: Row) -> float | None:
     """See `augmentation_robust_score`; None where the recipe without its augmentation or random images are missing."""
-    gains = []
-    for recipe in (row.key.recipe, row.key.recipe + PLAIN):
-        own = next((each for each in rows if each.key.recipe == recipe and _one_set(each.key, row.key)), None)
-        random = baseline(rows, own, "random") if own else None
-        if own is not None and random is not None:
-            gains.append((own.accuracy[0] - random.accuracy[0]) / 100)
-    return augmentation_robust_score(*gains) if len(gains) == 2 else None
-
-
-def _one_set(first: Key, second: Key) -> bool:
-    """Whether two keys are of one set and test network, whatever the recipe."""
-    return replace(first, recipe="", scored=()) == replace(second, recipe="", scored=())
+    key = row.key
+    wanted = replace(key, recipe=key.recipe + PLAIN, scored=tuple(but_recipe(key.scored)))
+    plain = {replace(each.key, scored=tuple(but_recipe(each.key.scored))): each for each in rows}.get(wanted)
+    if plain is None:
+        return None
+    random, plain_random = baseline(rows, row, "random"), baseline(rows, plain, "random")
+    if random is None or plain_random is None:
+        return None
+    pairs = (row, random), (plain, plain_random)
+    return augmentation_robust_score(*((own.accuracy[0] - other.accuracy[0]) / 100 for own, other in pairs))
 
 
 def page(
@@ -113,15 +112,18 @@ def page(
     environment = Environment(loader=PackageLoader("dc_lightning.experiments", ""), autoescape=True, trim_blocks=True)
     shown: dict[str, str] = {}
     for row in rows:
-        for folder in row.folders[:1]:
-            if folder in sets:
-                shown.setdefault(row.title, _picture(sets[folder]))
+        folder = next((folder for folder in row.folders if folder in sets), None)
+        if folder is not None and row.title not in shown:
+            shown[row.title] = _picture(sets[folder])
     curves = {name: _as_text(png) for name, png in figures.items()}
     for dataset, ipc in dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows):
         here = [row for row in rows if (row.key.dataset, row.key.ipc) == (dataset, ipc)]
-        if any(len(curve) > 1 for row in here for curve in row.curves):
+        own = [
+            row for row in here if row.key.tested_on == row.key.network and any(len(each) > 1 for each in row.curves)
+        ]
+        if own:
             title = f"{dataset}, {ipc} per class"
-            curves[title] = _as_text(_curves(here, title))
+            curves[title] = _as_text(_curves(own, title))
     boards_first = sorted(tables, key=lambda table: table.corner != _CORNER)
     template = environment.get_template("leaderboard.html")
     return template.render(tables=boards_first, pictures=shown, curves=curves, mark=_DIFFERS).encode()
@@ -143,14 +145,14 @@ def _curves(rows: Sequence[Row], title: str) -> bytes:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    own = [row for row in rows if row.key.tested_on == row.key.network and any(len(curve) > 1 for curve in row.curves)]
-    for number, row in enumerate(own):
+    for number, row in enumerate(rows):
         for place, curve in enumerate(row.curves):
             iterations, accuracies = zip(*curve, strict=True)
-            label = f"{row.key.row}, {row.key.network}" if place == 0 else None
+            on = "" if row.curves_on == "test" else f", on {row.curves_on}"
+            label = fill(row.title + on, 60) if place == 0 else None
             axes.plot(iterations, [100 * value for value in accuracies], color=f"C{number % 10}", lw=1, label=label)
     axes.set_xlabel("outer iterations")
-    axes.set_ylabel("test accuracy in %")
+    axes.set_ylabel("accuracy in %")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

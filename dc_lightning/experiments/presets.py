@@ -12,6 +12,7 @@ import yaml
 
 from dc_lightning import data, methods
 from dc_lightning.evaluation import Recipe, load_recipe
+from dc_lightning.evaluation.recipe import PLAIN
 from dc_lightning.files import shipped
 from dc_lightning.parts import part_name
 
@@ -20,6 +21,7 @@ METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream")
 
 _NOT_COMPARED = {
     "batch_classes",
+    "chosen_of",
     "class",
     "dataset",
     "image_shape",
@@ -30,6 +32,7 @@ _NOT_COMPARED = {
     "network",
     "real_chunk_size",
     "seed",
+    "validation",
 }
 
 
@@ -119,7 +122,7 @@ def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in source.items() if key not in _NOT_COMPARED}
     if compares_distances(source):
         found.pop("distance", None)
-    length = source.get("max_epochs" if "chosen_by" in source else "iteration")  # of several seeds, others are chosen
+    length = source.get("chosen_of", source.get("iteration"))  # with other seeds other iterations are chosen
     return found if length is None else {"iterations": length, **found}
 
 
@@ -159,13 +162,13 @@ def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epo
         epochs: E in place of the recipe's.
     """
     try:
-        recipe = load_recipe(str(score.get("recipe", "DC")).lower())
+        recipe = _recipe_of(str(score.get("recipe", "DC")))
     except ValueError:
         return []
     settings = ((content.get("configuration") or {}).get("evaluation") or {}).get("recipe") or {}
     numbers = ("lr", "momentum", "weight_decay", "batch_size", "milestones", "lr_factor", "fresh_momentum")
     found = []
-    if settings.get("name", "DC") == recipe.name:
+    if settings.get("name", "DC") == recipe.name.removesuffix(PLAIN):
         found += [
             f"evaluation {name} {settings[name]}"
             for name in numbers
@@ -186,9 +189,15 @@ def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epo
 def epochs_run(recipe: str, epochs: int) -> int:
     """How many epochs were run by a recipe of that name, where E is known; of others as by DC's."""
     try:
-        return load_recipe(recipe.lower()).epochs_run(epochs)
+        return _recipe_of(recipe).epochs_run(epochs)
     except ValueError:
         return epochs + 1
+
+
+def _recipe_of(name: str) -> Recipe:
+    """The recipe of that name in results."""
+    found = load_recipe(name.removesuffix(PLAIN).lower())
+    return found.plain() if name.endswith(PLAIN) else found
 
 
 def _epochs(recipe: Recipe, score: Mapping[str, Any]) -> int:

@@ -112,7 +112,7 @@ def to_csv(rows: Sequence[Row]) -> str:
         line["share"] = 100 * mean / whole.accuracy[0] if whole and key.method != "whole set" else ""
         scores = ("lrs", label_robust(rows, row)), ("ars", augmentation_robust(rows, row))
         line |= {name: "" if value is None else value for name, value in scores}
-        line |= {"labels": row.labels, "images_in_one": row.images_in_one, "bytes": row.budget or ""}
+        line |= {"labels": row.key.labels, "images_in_one": row.images_in_one, "bytes": row.budget or ""}
         lines.append({name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()})
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()

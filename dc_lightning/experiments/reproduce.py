@@ -350,7 +350,7 @@ def _print_cells(
         table.add_column("hours each", justify="right")
         table.add_column("hours left", justify="right")
         table.caption = (
-            "from two timed iterations and one network on this machine; networks on the whole set not counted"
+            "from three timed iterations and one network on this machine; networks on the whole set not counted"
         )
     total = 0.0
     for cell in chosen:
@@ -380,6 +380,7 @@ def _estimated_hours(command: Sequence[str], parse: Parse) -> float:
         InputError: if that fails; says what it said.
     """
     short = {"trainer.max_epochs": "4", "evaluation.num_networks": "1", "evaluation.every_n": "0"}
+    short["evaluation.choose_iteration"] = "false"
     if command[0] == "select":
         command = ["select", *command[1:], "--method", "random"]
     with tempfile.TemporaryDirectory() as folder:
@@ -397,4 +398,5 @@ def _estimated_hours(command: Sequence[str], parse: Parse) -> float:
         return float(networks) / 3600
     iterations, every = configuration["trainer"]["max_epochs"], configuration["evaluation"]["every_n"]
     evaluations = 2 + (-(-iterations // every) if every else 0)  # of random images too
+    evaluations += configuration["evaluation"]["choose_iteration"]  # the chosen images once more
     return float(iterations * trial["least_seconds_per_iteration"] + evaluations * networks) / 3600

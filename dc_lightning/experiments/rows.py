@@ -45,11 +45,14 @@ class Key:
     label: str  # how the set was made: the method, its preset, or ``custom``
     made: str  # all settings of the method, as text
     scored: tuple[str, ...]  # departures from the recipe, in words
+    held_out: float = 0.0  # share of the training images that was not used
+    labels: str = ""  # hard or soft; empty where results of older versions do not say it
 
     @property
     def row(self) -> str:
         """The label with the departures from the recipe."""
-        return ", ".join([self.label, *self.scored])
+        held_out = [f"{self.held_out:g} held out"] if self.held_out else []
+        return ", ".join([self.label, *(["soft labels"] if self.labels == "soft" else []), *held_out, *self.scored])
 
 
 @dataclass
@@ -59,7 +62,6 @@ class Row:
     key: Key
     departures: tuple[str, ...]  # of a custom set, from the method's own protocol, in words
     is_ours: bool  # whether the figures of the papers are those of its method
-    labels: str  # hard or soft
     images_in_one: int  # training images in a stored one
     budget: int | None  # bytes of the stored images: four a number, one in image files, as real images are; or unknown
     # in [0, 1], by the seed of the set and that of the test network: what is found twice counts once
@@ -67,6 +69,7 @@ class Row:
     hours: list[float] = field(default_factory=list)  # of each run, from start to results
     folders: list[Path] = field(default_factory=list)  # of each run
     curves: list[list[tuple[int, float]]] = field(default_factory=list)  # of each run, by outer iterations
+    curves_on: str = "test"  # split
 
     @property
     def accuracy(self) -> Accuracy:
@@ -83,7 +86,7 @@ class Row:
     def paper(self) -> Accuracy | None:
         """The paper's figure, if it gives one."""
         key = self.key
-        if f"recipe {key.recipe}" in key.scored:
+        if f"recipe {key.recipe}" in key.scored or key.held_out:
             return None
         if key.method == "whole set":
             return WHOLE_SET.get(key.dataset) if key.tested_on == "ConvNet" else None
@@ -100,6 +103,7 @@ class Row:
         key = self.key
         parts = [key.dataset, f"{key.ipc} per class" if key.ipc else "", key.label]
         parts += [key.network if key.method not in SELECTIONS else "", key.distance if key.distance != "ours" else ""]
+        parts += ["soft labels" if key.labels == "soft" else "", f"{key.held_out:g} held out" if key.held_out else ""]
         return ", ".join([*(part for part in parts if part), *self.departures, *key.scored])
 
 
@@ -136,7 +140,7 @@ def _budget(column: Mapping[str, Any], source: Mapping[str, Any], shape: Sequenc
     """Bytes of the stored images."""
     if shape is None:
         return None
-    real = column["name"] in (*BOUNDS, *get_args(Selection)) or "stored_as" in source or column["name"] == "8-bit"
+    real = column["name"] in (*BOUNDS, *get_args(Selection)) or "stored_as" in source
     count = int(column.get("stored_images") or column["training_images"])
     return count * prod(shape) * (1 if real else 4)
 
@@ -163,7 +167,8 @@ def label_of(source: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         features = f"features {'' if by == 'ConvNet' else f'of {by} '}after {source.get('epochs')} epochs"
         return ", ".join([method, features, *stored]), ()
     if "network" not in source or method in BOUNDS:
-        return ", ".join([method, *stored]), ()
+        file = [str(source[key]) for key in ("file", "folder") if key in source]
+        return ", ".join([method, *file, *stored]), ()
     preset = preset_of(plain)
     if preset is not None:
         return ", ".join([preset.label, *stored]), ()
@@ -177,12 +182,16 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterable[tuple[Row, di
     dataset, ipc, sources = str(content["dataset"]), int(content["ipc"]), content.get("sources") or [content["source"]]
     if content["dataset"] is None:
         raise KeyError("dataset")
-    shape = next((source["image_shape"] for source in sources if "image_shape" in source), _shape_beside(folder))
+    shape = content.get("image_shape") or next((each["image_shape"] for each in sources if "image_shape" in each), None)
+    shape = shape or _shape_beside(folder)
     evaluation = (content.get("configuration") or {}).get("evaluation") or {}
     for number, column in enumerate(content["columns"]):
         name = OLD_NAMES.get(str(column["name"]), str(column["name"]))
         is_baseline = number > 0 or name == "whole set"
         here = [{"method": name}] if is_baseline else [_complete(source, content) for source in sources]
+        if name == "8-bit":
+            here = [{**_complete(source, content), "stored_as": "8-bit images"} for source in sources]
+            name = str(here[0]["method"])
         if name in get_args(Selection):
             trained = {"features": evaluation.get("features_network"), "epochs": evaluation.get("whole_set_epochs")}
             here = [{**trained, "seed": content.get("seed"), **source} for source in here]
@@ -207,6 +216,8 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterable[tuple[Row, di
                     label=label,
                     made=json.dumps(made_with(source), sort_keys=True, default=str) if departures else "",
                     scored=tuple(scored),
+                    held_out=float(source.get("validation") or content.get("validation") or 0),
+                    labels=str(column.get("labels", "")),
                 )
                 seed = int(source.get("seed") or source.get("experiment") or 0)
                 found = {
@@ -217,13 +228,14 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterable[tuple[Row, di
                     key,
                     departures,
                     name in SELECTIONS or is_ours(source),
-                    str(column.get("labels", "hard")),
                     _held(source),
                     _budget(column, source, shape),
                 )
                 if number == 0:
                     row.folders.append(folder)
                     row.curves += [curve] if (curve := _curve(content, score)) else []
+                    splits = [str(entry["split"]) for entry in content.get("history", []) if "split" in entry]
+                    row.curves_on = splits[0] if splits else "test"
                 yield row, found
 
 
@@ -311,17 +323,18 @@ def baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
         for other in rows
         if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on, other.key.recipe)
         == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on, key.recipe)
+        and other.key.held_out == key.held_out
         and _but_epochs(other.key.scored) == _but_epochs(key.scored)
-        and (is_whole_set or _but_recipe(other.key.scored) == _but_recipe(key.scored))
+        and (is_whole_set or but_recipe(other.key.scored) == but_recipe(key.scored))
     ]
     return max(same, key=lambda other: (len(other.accuracies), other.accuracy)) if same else None
 
 
 def _but_epochs(scored: Sequence[str]) -> list[str]:
-    return [departure for departure in _but_recipe(scored) if not departure.endswith("epochs")]
+    return [departure for departure in but_recipe(scored) if not departure.endswith("epochs")]
 
 
-def _but_recipe(scored: Sequence[str]) -> list[str]:
+def but_recipe(scored: Sequence[str]) -> list[str]:
     """Recipes are compared by their names."""
     return [departure for departure in scored if not departure.startswith("recipe ")]
 

@@ -90,6 +90,7 @@ class CondensationTrainer(Trainer):
         def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             callback.check(self, data, model.network_spec, methods=[method])
             chosen = callback.select(self, data, method, model.ipc)
+            chosen.source["dataset"] = data.dataset_name
             path = callback.folder / "synthetic.pt"
             if self.is_global_zero:
                 chosen.save(path)

@@ -1,11 +1,12 @@
 """When a run is evaluated, and what is written of it."""
 
+import json
 import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal, get_args
@@ -22,6 +23,7 @@ from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.evaluator import Group, check_fits, check_networks
 from dc_lightning.evaluation.fairness import augmentation_fairness, fairness
 from dc_lightning.evaluation.pools import pool
+from dc_lightning.evaluation.recipe import PLAIN
 from dc_lightning.evaluation.selection import Method, Selection
 from dc_lightning.matching.embeddings import embed
 from dc_lightning.methods.base import Condenser
@@ -153,7 +155,6 @@ class EvaluationCallback(Callback):
         self.folder = run_folder(trainer)
         if getattr(trainer, "fast_dev_run", False):
             self.num_networks, self.baselines, self.recipes = 1, [], [self.recipes[0].with_epochs(1)]
-            self.choose_iteration = False
         self._group = Group.of(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,7 +162,7 @@ class EvaluationCallback(Callback):
         module = _condenser(pl_module)
         if (trainer.max_steps or -1) > 0 and not getattr(trainer, "fast_dev_run", False):
             raise InputError("trainer.max_steps could end within an outer iteration; give trainer.max_epochs instead.")
-        self._followed_on(module.data)
+        self._check_choice(module)
         self.check(trainer, self.tested_on(module.data), module.network_spec)
         self._started = time.monotonic()
         for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
@@ -268,6 +269,19 @@ class EvaluationCallback(Callback):
                 f"{', '.join(dict.fromkeys(small))} normalises maps of 2x2 pixels or less, of images of "
                 f"{data.image_size[0]}x{data.image_size[1]}: take a shallower network, such as ConvNetD2."
             )
+        if sets and data.split == "validation" and trainer.is_global_zero:
+            seen = [synthetic for synthetic in sets if synthetic.source.get("validation") != data.validation]
+            if seen:
+                log.warning(
+                    f"{len(seen)} of {len(sets)} sets were made without data.validation {data.validation}: their "
+                    "method may have seen the images that they are tested on."
+                )
+        plain = [recipe for recipe in self.recipes if recipe.name.endswith(PLAIN)]
+        if plain and not any(self.recipes[0].augmentation_spec(network, data) for network in networks):
+            raise InputError(
+                f"evaluation.other_recipes plain: the recipe {self.recipes[0].name} has no augmentation for "
+                f"{data.title} that could be left out."
+            )
         for recipe in self.recipes:
             recipe.make_loss()
             for network in networks:
@@ -317,6 +331,21 @@ class EvaluationCallback(Callback):
         """The data, with the held-out training images in place of the test set where `split` says so."""
         return data.held_out() if self.split == "validation" else data
 
+    def _judge(self, module: Condenser) -> str:
+        """What decides on the iteration that is chosen."""
+        networks = [part_name(each) for each in pool(self.networks, module.network_spec)]
+        return json.dumps([networks, self.num_networks, asdict(self.recipes[0]), self.seed, module.data.validation])
+
+    def _check_choice(self, module: Condenser) -> None:
+        """Makes sure that iterations can be chosen, and that a resumed run is evaluated as before."""
+        split = self._followed_on(module.data).split
+        other = any(entry.get("split", "test") != split for entry in self._history)
+        if other or (self.choose_iteration and self._history and self._best.get("judge") != self._judge(module)):
+            raise InputError(
+                "The checkpoint was evaluated in another way, so that its curve and choice would mix: resume with the "
+                "evaluation (split, choose_iteration, networks, num_networks, recipe) that the run began with."
+            )
+
     def _followed_on(self, data: CondensationDataModule) -> CondensationDataModule:
         """Likewise, for the evaluations of a run."""
         return data.held_out() if self.choose_iteration else self.tested_on(data)
@@ -324,13 +353,14 @@ class EvaluationCallback(Callback):
     def evaluator(self, trainer: Trainer, data: CondensationDataModule) -> Evaluator:
         """The evaluator of a Trainer's processes; it remembers what a stopped evaluation has found."""
         bar = trainer.progress_bar_callback
+        keeps = self.folder != Path() and not trainer.fast_dev_run  # type: ignore[attr-defined]
         return Evaluator(
             data=data,
             device=trainer.strategy.root_device,
             seed=self.seed,
             group=self._group,
             progress=bar.evaluation if isinstance(bar, RunProgress) else None,
-            known=None if trainer.fast_dev_run else Evaluated(self.folder / ".evaluated", self._group.rank),  # type: ignore[attr-defined]
+            known=Evaluated(self.folder / ".evaluated", self._group.rank) if keeps else None,
         )
 
     def _whole_set(self, trainer: Trainer, data: CondensationDataModule, recipe: Recipe) -> WholeSet:
@@ -367,11 +397,12 @@ class EvaluationCallback(Callback):
         networks, data = pool(self.networks, module.network_spec), self._followed_on(module.data)
         scores = self._score(trainer, data, [synthetic], networks, f"evaluation after {iteration} iterations")
         entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores]}
+        entry["split"] = data.split
         if self.choose_iteration:
-            entry["split"] = data.split
             accuracy = fmean(score.mean for score in scores if score.recipe == self.recipes[0].name)
             if accuracy > self._best.get("accuracy", -1.0):
-                self._best = {"accuracy": accuracy, "iteration": iteration, "images": synthetic.images}
+                best = {"accuracy": accuracy, "iteration": iteration, "images": synthetic.images}
+                self._best = {**best, "judge": self._judge(module)}
         self._history = [*(old for old in self._history if old["iteration"] != iteration), entry]
         self._log(trainer, entry)
         return synthetic, scores
@@ -388,7 +419,7 @@ class EvaluationCallback(Callback):
         """The set of the iteration that was best on the held-out images; it becomes that of the run."""
         iteration, accuracy = self._best["iteration"], self._best["accuracy"]
         found = replace(module.synthetic_set(iteration), images=self._best["images"])
-        found.source["chosen_by"] = "validation"
+        found.source.update(chosen_by="validation", chosen_of=trainer.current_epoch)
         self._save(trainer, found)
         if trainer.is_global_zero:
             say(f"iteration {iteration} of {trainer.current_epoch} chosen: {100 * accuracy:.1f} % on held-out images")
@@ -514,6 +545,8 @@ def _say_fairness(columns: Sequence[Column]) -> None:
 def _about(data: CondensationDataModule) -> dict[str, Any]:
     return {
         "test_images": len(data.test_labels),
+        "image_shape": [data.channels, *data.image_size],
+        **({"validation": data.validation} if data.validation else {}),
         "mean": list(data.mean),
         "std": list(data.std),
         "class_names": list(data.class_names),

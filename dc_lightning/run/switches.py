@@ -2,6 +2,7 @@
 
 import inspect
 from importlib.util import find_spec
+from inspect import isclass
 from pkgutil import resolve_name
 from typing import Any
 
@@ -51,28 +52,30 @@ def refuse_switches(given: Namespace) -> None:
     _refuse_callbacks(given.callbacks)
 
 
-_CALLBACKS: dict[type, str] = {
-    callbacks.BaseFinetuning: "images have no layers to freeze",
-    callbacks.BasePredictionWriter: "nothing is predicted",
-    callbacks.BatchSizeFinder: "data.batch_real sets the real images of a step",
-    callbacks.GradientAccumulationScheduler: "all classes make one update already",
-    callbacks.LearningRateFinder: "a matching loss says little of the accuracy; compare several model.lr_images",
-    callbacks.OnExceptionCheckpoint: "checkpoints/last.ckpt is kept whatever ends a run",
-    callbacks.ModelPruning: "images have no weights to prune",
-    callbacks.SpikeDetection: "every step has another loss by design; a run that diverges ends by itself",
-    callbacks.StochasticWeightAveraging: "the rate of the images has no scheduler; see model.lr_images_cooldown",
-    callbacks.ThroughputMonitor: "a step has batches of every class; see seconds_per_iteration in results.json",
-    callbacks.Timer: "give trainer.max_time",
-    callbacks.WeightAveraging: "images are evaluated and resumed as they are, not as an average",
+_CALLBACKS = {
+    "BaseFinetuning": "images have no layers to freeze",
+    "BasePredictionWriter": "nothing is predicted",
+    "BatchSizeFinder": "data.batch_real sets the real images of a step",
+    "GradientAccumulationScheduler": "all classes make one update already",
+    "LearningRateFinder": "a matching loss says little of the accuracy; compare several model.lr_images",
+    "OnExceptionCheckpoint": "checkpoints/last.ckpt is kept whatever ends a run",
+    "ModelPruning": "images have no weights to prune",
+    "SpikeDetection": "every step has another loss by design; a run that diverges ends by itself",
+    "StochasticWeightAveraging": "the rate of the images has no scheduler; see model.lr_images_cooldown",
+    "ThroughputMonitor": "a step has batches of every class; see seconds_per_iteration in results.json",
+    "Timer": "give trainer.max_time",
+    "WeightAveraging": "images are evaluated and resumed as they are, not as an average",
 }
 
 
 def _refuse_callbacks(given: Any) -> None:
     for spec in given if isinstance(given, list) else [given]:
         path = spec.get("class_path") if isinstance(spec, Namespace) else None
-        kind = resolve_name(path) if path else object
-        for known, reason in _CALLBACKS.items():
-            if issubclass(kind, known):
+        kind = resolve_name(path) if path else None
+        if not isclass(kind):
+            continue
+        for name, reason in _CALLBACKS.items():
+            if issubclass(kind, getattr(callbacks, name, ())):  # older versions lack some
                 raise InputError(f"The callback {kind.__name__} has no place here: {reason}.")
         if issubclass(kind, callbacks.DeviceStatsMonitor) and find_spec("psutil") is None:
             raise InputError("The callback DeviceStatsMonitor needs psutil; install it by pip install psutil.")

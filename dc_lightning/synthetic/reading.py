@@ -66,6 +66,10 @@ def load_synthetic(
         InputError: if the file is missing, corrupt, of another form, or would have to run code to be read.
     """
     path = Path(path) if Path(path).exists() else ready_set(str(path)).path
+    if "whitening" in unsaid and (path.is_dir() or path.suffix != ".pt" or "images" not in path.name):
+        raise InputError(
+            f"whitening goes with images_*.pt and labels_*.pt beside them; '{path}' is another kind of set."
+        )
     if path.is_dir():
         return [_read_folder(path, mean, std, class_names, unsaid.get("background", "white"))]
     shared = read_shared(path)
@@ -131,6 +135,8 @@ def unwhitened(images: Tensor, path: Path) -> Tensor:
     content = read_tensors(path)
     found = content if isinstance(content, Mapping) else {}
     mean, matrix = (found.get(long, found.get(short)) for long, short in _WHITENING)
+    if images.dim() != 4 or not len(images):
+        return images  # `checked` says so
     numbers = images[0].numel()
     if not isinstance(mean, Tensor) or not isinstance(matrix, Tensor):
         raise InputError(f"'{path}' is no ZCA transform: expected a mapping of mean_vector and transform_matrix.")
@@ -139,7 +145,10 @@ def unwhitened(images: Tensor, path: Path) -> Tensor:
             f"'{path}' is the ZCA transform of other images: these have {numbers} numbers each, its mean has "
             f"{mean.numel()} and its matrix the shape {tuple(matrix.shape)}."
         )
-    flat = torch.linalg.solve(matrix.double().T, images.double().flatten(1).T).T + mean.double().flatten()
+    try:
+        flat = torch.linalg.solve(matrix.double().T, images.double().flatten(1).T).T + mean.double().flatten()
+    except RuntimeError as error:
+        raise InputError(f"The ZCA transform of '{path}' cannot be turned back ({error}).") from error
     return flat.to(images.dtype).view_as(images)
 
 
@@ -148,8 +157,11 @@ def _learned_rate(path: Path) -> dict[str, float]:
     partner = path.with_name(path.name.replace("images", "lr"))
     if "images" not in path.name or not partner.is_file():
         return {}
-    rate = read_tensors(partner)
-    return {"learned_lr": float(rate)} if isinstance(rate, Tensor) and rate.numel() == 1 else {}
+    try:
+        rate = read_tensors(partner)
+    except InputError:
+        return {}
+    return {"learned_lr": float(rate.detach())} if isinstance(rate, Tensor) and rate.numel() == 1 else {}
 
 
 def checked(synthetic: SyntheticSet, where: str) -> SyntheticSet:
