@@ -292,7 +292,7 @@ def collect(folders: Sequence[Path]) -> Found:
             for row, accuracies in found:
                 known = rows.setdefault(row.key, row)
                 if row.key.method not in BOUNDS and any(
-                    known.accuracies.get(seeds, value) != value for seeds, value in accuracies.items()
+                    abs(known.accuracies.get(seeds, value) - value) > 1e-6 for seeds, value in accuracies.items()
                 ):
                     problems.append(
                         f"'{path}' repeats seeds of a file before it with other accuracies: the first count."
