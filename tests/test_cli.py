@@ -99,6 +99,7 @@ def test_what_is_saved_is_what_was_evaluated():
     results = json.loads((RUN / "results.json").read_text())
     assert main(["evaluate", "--config", str(RUN / "config.yaml"), "--synthetic", str(RUN / "synthetic.pt")]) == 0
     again = json.loads(Path("lightning_logs/version_1/results.json").read_text())
+    assert again["configuration"]["model"] == {"init_args": {"network": "MLP"}}  # and not the ipc of another model
     assert again["kind"] == "evaluation"
     for column, same in zip(results["columns"], again["columns"], strict=True):
         assert [score["accuracies"] for score in column["scores"]] == [score["accuracies"] for score in same["scores"]]

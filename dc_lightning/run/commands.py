@@ -64,6 +64,8 @@ class CondensationTrainer(Trainer):
                 rate = sets[0].source["learned_lr"]
                 say(f"made with a learned rate of {rate:.4g}; evaluation.recipe.lr is {callback.recipes[0].lr:.4g}")
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
+            used = {"model": {"init_args": {"network": condensed_with}}}  # and none of its other settings
+            callback.note_configuration({**callback.configuration, **used})
             callback.check(self, data, condensed_with, sets)
             callback.evaluate_saved(self, data, sets, condensed_with, ", ".join(paths))
 
