@@ -282,7 +282,7 @@ def test(module: ClassifierModule, batches: Any, device: torch.device) -> float:
     module.accuracy.reset()
     with _quiet():
         _trainer(device).test(module, dataloaders=batches, verbose=False)
-    right, wrong = int(module.accuracy.tp.sum()), int(module.accuracy.fn.sum())
+    right, wrong = (int(torch.as_tensor(counted).sum()) for counted in (module.accuracy.tp, module.accuracy.fn))
     return right / (right + wrong)  # the metric's own quotient has seven digits
 
 
