@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from typing import ClassVar
 
@@ -299,3 +301,17 @@ def test_another_normalisation_is_translated(tiny_data):
     (ours,) = score([random_set(tiny_data, 1, 0)], tiny_data, ["MLP"], 2, recipe)
     (theirs,) = score([random_set(other, 1, 0)], tiny_data, ["MLP"], 2, recipe)
     assert ours.accuracies == theirs.accuracies
+
+
+def test_the_images_of_a_training_are_freed_with_it(tiny_data):
+    """And not when Python's collector comes by: a whole training set a network adds up."""
+    synthetic = random_set(tiny_data, 4, 0)
+    images = weakref.ref(synthetic.images)
+    gc.collect()
+    gc.disable()
+    try:
+        train_and_test(synthetic, Job("MLP", Recipe(epochs=1), 0), tiny_data, CPU)
+        del synthetic
+        assert images() is None
+    finally:
+        gc.enable()

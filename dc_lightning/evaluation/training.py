@@ -70,6 +70,10 @@ class Batches:
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    def release(self) -> None:
+        """Lets go of the images: a Trainer holds its batches until Python's collector of cycles comes by."""
+        self.images, self.labels = self.images[:0].clone(), self.labels[:0].clone()
+
     def rows(self) -> Iterator[Tensor]:
         """Row numbers of the images of each batch, on the CPU."""
         generator = derive_generator(self.seed, "order")
@@ -274,6 +278,7 @@ def train(
     )
     with _quiet(), seeded(derive_seed(job.seed, "training"), device):  # dropout draws
         _trainer(device).fit(module, train_dataloaders=batches)
+    batches.release()
     return module
 
 
