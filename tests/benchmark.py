@@ -7,8 +7,9 @@ batches, augmentation image by image with SciPy. Ours is what a run does. Each h
 allocation is set for a whole process; they take turns. ConvNet, images of 1x28x28 (random pixels: the time is the
 same), 256 real images a class. All get the same inputs, and what they come to is compared: how far apart the images or
 weights are moved, relative to how far they are moved. With --compile ours is also timed with compiled networks; with
---options a matching step with every option by itself. Then what Lightning costs: the time between two matching steps
-with progress bar, TensorBoard and checkpoints on. Prints tables, and writes JSON.
+--options a matching step with every option by itself, and the parts of a round of IDC and DREAM. Then what Lightning
+costs: the time between two matching steps with progress bar, TensorBoard and checkpoints on. Prints tables, and writes
+JSON.
 """
 
 import argparse
@@ -43,6 +44,8 @@ from torch.nn.functional import avg_pool2d, conv2d, cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from dc_lightning import (
+    DREAM,
+    IDC,
     Checkpoints,
     CondensationDataModule,
     CondensationModule,
@@ -65,6 +68,7 @@ from dc_lightning.seeds import derive_seed
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 CLASSES, REAL, SHAPE = 10, 256, (1, 28, 28)
+IDC_REAL, OF_A_CLASS = 64, 6000  # IDC's real batch, and Fashion-MNIST's images, among which DREAM chooses
 SEED, EPOCHS = 7, 10  # of an evaluation
 TOLERANCES = {"ours": 1e-4, "compiled": 2e-2}  # float32, added in another order, and trained on from there
 
@@ -154,10 +158,14 @@ def plain_accuracy(network, images, labels):
 class Noise(CondensationDataModule):
     """Random images of Fashion-MNIST's shape; as many to test as a quarter of its test set."""
 
+    def __init__(self, of_a_class=REAL, **kwargs):
+        super().__init__(**kwargs)
+        self.of_a_class = of_a_class
+
     def load(self):
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (CLASSES * REAL, *SHAPE), dtype=torch.uint8, generator=generator)
-        labels = torch.arange(CLASSES).repeat(REAL)
+        images = torch.randint(256, (CLASSES * self.of_a_class, *SHAPE), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(CLASSES).repeat(self.of_a_class)
         return (images, labels), (images[:2500], labels[:2500]), [str(label) for label in range(CLASSES)]
 
 
@@ -189,6 +197,8 @@ OPTIONS = {
     "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
     "DSA": Way(model={"augmentation": "siamese"}),
     "DM": Way(method=DistributionMatching),
+    "IDC": Way(method=IDC),
+    "DREAM": Way(method=DREAM, model={"batch_network": 64}),
 }
 
 
@@ -198,7 +208,7 @@ class Case:
     shape = types.SimpleNamespace(channels=SHAPE[0], num_classes=CLASSES, image_size=SHAPE[1:])
 
     def __init__(self, ipc: int, way: Way) -> None:
-        self.data, self.way = Noise(), way
+        self.data, self.way = Noise(OF_A_CLASS, batch_real=IDC_REAL) if issubclass(way.method, IDC) else Noise(), way
         self.data.setup()
         inner = {"inner_epochs": 1} if way.method is CondensationModule else {}
         self.module = way.method(ipc=ipc, **inner, **way.model)
@@ -264,6 +274,60 @@ class Case:
         return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
 
 
+class Round(Case):
+    """Parts of a round of IDC or DREAM: all ten classes, and what the network learns between two rounds."""
+
+    def __init__(self, ipc: int, way: Way) -> None:
+        super().__init__(ipc, way)
+        module = self.module
+        assert isinstance(module, IDC)
+        module._unregistered["network"] = self.network
+        module.prepare_network(self.network, 0)
+        self.batches = [module.real_batch(label, 0) for label in range(CLASSES)]
+        self.targets = self.real_gradients()
+
+    def augmented(self):
+        """Real and synthetic batches, decoded and augmented."""
+        module, found = self.module, []
+        for label, real in enumerate(self.batches):
+            synthetic = module.synthetic_batch(module.images_of(label), label, 0)
+            found.append(list(module.augment(real, synthetic, label, 0)))
+        return found
+
+    def real_gradients(self):
+        """Of the real batches."""
+        options = {"chunk_size": self.module.chunk_size, "forward": self.module.forward_of(self.network)}
+        return [network_gradient(self.network, real, label, **options) for label, real in enumerate(self.batches)]
+
+    def synthetic_side(self):
+        """Gradients of the synthetic batches, and the derivative of their distances from the real ones."""
+        module, found = self.module, []
+        for label, target in enumerate(self.targets):
+            stored = module.images_of(label).requires_grad_()
+            synthetic = module.synthetic_batch(stored, label, 0)
+            gradient = network_gradient(self.network, synthetic, label, create_graph=True)
+            value = sum((a - b).abs().sum() for a, b in zip(gradient, target, strict=True) if a.dim() > 2)
+            found.append(list(torch.autograd.grad(value, stored)))
+        return found
+
+    def network_training(self):
+        """On real images, after a round."""
+        start = copy.deepcopy(self.network)
+        self.module.train_network(self.network, 0)
+        trained = moved(self.network, start)
+        self.network.load_state_dict(start.state_dict())
+        self.module._network_optimizer.state.clear()
+        return [trained]
+
+    def choice(self):
+        """DREAM's choice of the real images of one class, which ten rounds share."""
+        assert isinstance(self.module, DREAM)
+        return [[self.module.representatives(self.network, 3, IDC_REAL, SEED).float()]]
+
+
+ROUND = {"augmented": IDC, "real_gradients": IDC, "synthetic_side": IDC, "network_training": IDC, "choice": DREAM}
+
+
 def augment(count: int, way: Way) -> int:
     """MNIST's augmentation, for some epochs, whose number is given back; tests compare what it does.
 
@@ -289,7 +353,7 @@ def serve(asked: Connection, way: Way) -> None:
     if not way.own_pooling:
         AveragePooling.forward = lambda self, images: avg_pool2d(images, 2)  # type: ignore[method-assign]
     compile_networks(way.compile)
-    case = functools.cache(lambda ipc: Case(ipc, way))
+    case = functools.cache(lambda ipc: (Round if issubclass(way.method, IDC) else Case)(ipc, way))
     while question := asked.recv():
         part, number = question
         if part == "augmentation":
@@ -439,12 +503,18 @@ def main():
     for name, way in OPTIONS.items() if options.options else ():
         with processes({"default": Way(), name: way}) as pipes:
             one_by_one.append({"option": name, **alternate(pipes, "matching_step", 10, options.rounds)})
+    of_a_round = []
+    for part, method in ROUND.items() if options.options else ():
+        with processes({"default": Way(method=method), "compiled": Way(method=method, compile=True)}) as pipes:
+            of_a_round += [{"part": part, "ipc": 1, **alternate(pipes, part, 1, options.rounds)}]
     mean, median = overhead()
     show(rows, list(ways), rate)
     show_options(one_by_one)
+    show_round(of_a_round)
     print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
     lightning = {"mean_seconds_between_steps": mean, "median_seconds_between_steps": median}
     content = {"convolution_gflop_per_second": rate, "parts": rows, "options": one_by_one, "lightning": lightning}
+    content["round"] = of_a_round
     with open(options.output, "w") as file:
         json.dump({**content, **environment()}, file, indent=2)
     apart = [
@@ -495,6 +565,18 @@ def show_options(rows):
         name = row["option"]
         medians = [f"{statistics.median(row['seconds'][way]):.3f}" for way in ("default", name)]
         table.add_row(name, *medians, ratios(row["seconds"], "default", name), f"{row['difference'][name]:.0e}")
+    Console(width=170).print(table)
+
+
+def show_round(rows):
+    if not rows:
+        return
+    table = Table(
+        "part", "seconds", "compiled", "as fast", title="a round of IDC: ten classes, factor 2, 64 real images, ipc 1"
+    )
+    for row in rows:
+        medians = [f"{statistics.median(row['seconds'][way]):.3f}" for way in ("default", "compiled")]
+        table.add_row(row["part"].replace("_", " "), *medians, ratios(row["seconds"], "default", "compiled"))
     Console(width=170).print(table)
 
 

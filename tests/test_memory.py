@@ -112,7 +112,7 @@ def peak(network, classes, batch_real, chunk):
     ("network", "numbers", "images", "least"),
     [
         ("ConvNetW32", (10, 100), 1, 30),  # the derivative
-        ("test_memory.Shallow", (10, 100, 1000), 1, 10),
+        ("test_memory.Shallow", (10, 100, 300), 1, 10),
         (BATCH_NORM, (16, 100), 17, 30),  # and 16 real ones for the statistics
     ],
     ids=["ConvNet", "Shallow", "BatchNorm"],

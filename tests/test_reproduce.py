@@ -19,7 +19,7 @@ from dc_lightning.experiments.paper import cells
 from dc_lightning.run.results import write_results
 
 TINY = (
-    "--trainer.max_epochs 60 --trainer.accelerator cpu --data.batch_real 8 --evaluation.num_networks 1 "
+    "--trainer.max_epochs 30 --trainer.accelerator cpu --data.batch_real 8 --evaluation.num_networks 1 "
     "--evaluation.recipe.epochs 2 --evaluation.whole_set_epochs 1 --checkpoint.last_every_seconds 0"
 ).split()
 TWO_CELLS = ["reproduce", "T2", "--datasets", "Digits", "--rows", "ConvNetW32", "ConvNetW64", "--experiments", "1"]
@@ -148,7 +148,7 @@ def test_a_table_that_is_killed_is_resumed_and_ends_the_same(tmp_path):
     assert again.returncode == 0, output
     assert "Digits_ipc1_dc_ConvNetW32_W, seed 0: is there" in output
     assert first.stat().st_mtime_ns == done_before
-    iterations = [int(number) for number in re.findall(r"outer iteration (\d+)/60", output)]
+    iterations = [int(number) for number in re.findall(r"outer iteration (\d+)/30", output)]
     assert min(iterations) > 2  # it did not start anew
     for cell in ("ConvNetW32", "ConvNetW64"):
         ours, theirs = (folder / f"out/Digits_ipc1_dc_{cell}_W/seed_0" for folder in folders)
@@ -160,7 +160,7 @@ def test_a_table_that_is_killed_is_resumed_and_ends_the_same(tmp_path):
             assert (ours / name).is_file()
     report = ["report", str(folders[1] / "out"), "--output", str(tmp_path / "report")]
     assert main(report) == 0
-    assert "60 iterations, batch_real 8" in (tmp_path / "report/report.md").read_text()
+    assert "30 iterations, batch_real 8" in (tmp_path / "report/report.md").read_text()
 
 
 @pytest.mark.slow

@@ -107,13 +107,13 @@ def test_curves_are_read_in_order_whatever_their_files_are_called(whole, tmp_pat
 
 
 @pytest.mark.slow
-def test_soak_twenty_kills_at_random_moments(tmp_path):
+def test_soak_a_dozen_kills_at_random_moments(tmp_path):
     long = [*ARGS, "--trainer.max_epochs", "400", "--evaluation.every_n", "20"]
     (tmp_path / "whole").mkdir()
     assert run(long, tmp_path / "whole") == 0
     moments, steps, last = random.Random(0), set(), tmp_path / RUN / "checkpoints/last.ckpt"
     assert run(long, tmp_path, "after a checkpoint write", 1) == -signal.SIGKILL
-    for _ in range(20):
+    for _ in range(12):
         before = last.stat().st_mtime_ns
         process = context.Process(target=child, args=([*long, "--ckpt_path", "last"], str(tmp_path), "", 0))
         process.start()

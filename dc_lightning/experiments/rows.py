@@ -49,10 +49,15 @@ class Key:
     labels: str = ""  # hard or soft; empty where results of older versions do not say it
 
     @property
+    def terms(self) -> list[str]:
+        """What else distinguishes the set, in words."""
+        soft = ["soft labels"] if self.labels == "soft" else []
+        return [*soft, *([f"{self.held_out:g} held out"] if self.held_out else [])]
+
+    @property
     def row(self) -> str:
         """The label with the departures from the recipe."""
-        held_out = [f"{self.held_out:g} held out"] if self.held_out else []
-        return ", ".join([self.label, *(["soft labels"] if self.labels == "soft" else []), *held_out, *self.scored])
+        return ", ".join([self.label, *self.terms, *self.scored])
 
 
 @dataclass
@@ -103,8 +108,7 @@ class Row:
         key = self.key
         parts = [key.dataset, f"{key.ipc} per class" if key.ipc else "", key.label]
         parts += [key.network if key.method not in SELECTIONS else "", key.distance if key.distance != "ours" else ""]
-        parts += ["soft labels" if key.labels == "soft" else "", f"{key.held_out:g} held out" if key.held_out else ""]
-        return ", ".join([*(part for part in parts if part), *self.departures, *key.scored])
+        return ", ".join([*(part for part in parts if part), *key.terms, *self.departures, *key.scored])
 
 
 def percent(accuracy: Accuracy) -> str:
