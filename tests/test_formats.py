@@ -17,6 +17,7 @@ from dc_lightning import InputError, SyntheticSet, load_synthetic
 from dc_lightning.cli import main
 from dc_lightning.synthetic import export, ready_sets
 from dc_lightning.synthetic.formats import faithfulness
+from dc_lightning.synthetic.ready import ready_set
 
 FILES = {"parquet": "data/train-00000-of-00001.parquet", "npz": "", "safetensors": ""}
 
@@ -175,6 +176,8 @@ def test_sets_that_ship_are_found_by_name_and_listed(tmp_path, monkeypatch, caps
     (by_short_name,), (by_name,) = load_synthetic("FashionMNIST/ipc10"), load_synthetic("fashion_mnist_dc_ipc10/seed_1")
     assert (len(by_short_name.images), by_short_name.source["seed"]) == (100, 0)
     assert by_name.source["seed"] == 1
+    folder = ready_set("FashionMNIST/ipc10").path.parent  # of a run
+    assert torch.equal(load_synthetic(folder)[0].images, by_short_name.images)
     assert main(["sets"]) == 0
     listed = capsys.readouterr().out
     assert "fashion_mnist_dc_ipc10/seed_0 = FashionMNIST/ipc10: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
