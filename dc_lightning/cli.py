@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
+import docstring_parser
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
@@ -154,7 +155,8 @@ def _seed(value: int | bool | None) -> int:
     return value
 
 
-_PATHS = {"root", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath"}
+_WITHOUT_VALUE = ("help", "print_config", "print_shtab")
+_PATHS = {"root", "path", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath"}
 _PATHS |= {"synthetic", "other_recipes", "output", "proxies", "whitening"}
 
 
@@ -243,7 +245,10 @@ class CondensationCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             args=list(words),
-            parser_kwargs={name: {"default_env": False, "allow_abbrev": False} for name in self.subcommands()},
+            parser_kwargs={
+                "allow_abbrev": False,  # its subcommands take it from there
+                **{name: {"default_env": False, "allow_abbrev": False} for name in self.subcommands()},
+            },
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -256,6 +261,8 @@ class CondensationCLI(LightningCLI):
                     require_checkpoint(
                         Path(expanded(value))
                     )  # of an older version, whose configuration is not understood
+                if (not value or value.startswith("--")) and name not in _WITHOUT_VALUE and f"--{name}=" not in words:
+                    raise InputError(f"--{name} needs a value.")
             _refuse_seeds(words)
             words = _with_known_classes(words)
         self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
@@ -302,7 +309,7 @@ class CondensationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Sets the allocator before the first tensor, and finds the checkpoint to resume from."""
         config = self._configuration()
-        refuse_switches(config.trainer)
+        refuse_switches(config.trainer, cast(str, self.subcommand).replace("_", "-"))
         if config.keep_freed_memory:
             keep_freed_memory()
         if config.compile and config.trainer.strategy in _FORKING:
@@ -368,6 +375,7 @@ class CondensationCLI(LightningCLI):
         if resume_from is not None:
             self._resume_in_the_same_folder(config)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: not isinstance(callback, EvaluationCallback))  # makes the images for others
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
                 callback.resume_from = resume_from
@@ -399,8 +407,8 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
 
 def _export(words: Sequence[str]) -> int:
     parser = OneSentenceParser(prog="dc-lightning export", description="Writes a set in a form to share it by.")
-    parser.add_argument("set", metavar="SET", help="a synthetic.pt, or the name of a set that ships")
-    parser.add_argument("path", metavar="PATH", help="a new folder, or a new file (npz, safetensors)")
+    parser.add_argument("set", metavar="SET", type=expanded, help="a synthetic.pt, or the name of a set that ships")
+    parser.add_argument("path", metavar="PATH", type=expanded, help="a new folder, or a new file (npz, safetensors)")
     parser.add_argument(
         "--to", default="folder", metavar="FORMAT", help=f"{', '.join(FORMATS)}; folder has PNG files, parquet a card"
     )
@@ -476,7 +484,7 @@ def _suggested_option(words: Sequence[str], message: str) -> str:
         "space": [Space],
     }
     for key, parts in classes.items():
-        names = {name for part in parts for name in inspect.signature(part).parameters}
+        names = {name for part in parts for name in inspect.signature(part).parameters} - {"seed"}  # see _ONE_SEED
         known += [key, *(f"{key}.{name}" for name in sorted(names))]
     values = {"model.init": INITS, "method": get_args(Method), "evaluation.baselines": get_args(Baseline)}
     for name, value in _options(words):
@@ -484,9 +492,24 @@ def _suggested_option(words: Sequence[str], message: str) -> str:
             if word.strip() not in values[name] and (near := suggestion(word.strip(), values[name])):
                 return near
         plain = name.replace(".init_args", "")
-        parent = ".".join(plain.split(".")[:2])
-        if plain not in known and parent not in known and plain.rpartition(".")[2] in message:
-            return suggestion(plain, known).replace("'", "'--", 1)
+        parent, last = ".".join(plain.split(".")[:2]), plain.rpartition(".")[2]
+        if plain not in known and parent not in known and last in message:
+            longer = [each for each in known if each.startswith(plain) and ("." in plain or "." not in each)]
+            longer += [each for each in known if each.endswith((f".{last}", f"_{last}"))]
+            named = " or ".join(f"'--{each}'" for each in longer[:3])
+            return f" Did you mean {named}?" if longer else suggestion(plain, known).replace("'", "'--", 1)
+        if value and message.endswith((value, f"'{value}')")):
+            return _meaning(plain, classes.get(plain.partition(".")[0], ()))
+    return ""
+
+
+def _meaning(option: str, classes: Sequence[Any]) -> str:
+    """What the docstrings say of an option whose value was not understood."""
+    for part in classes:
+        for text in (part.__doc__, part.__init__.__doc__):
+            for each in docstring_parser.parse(text or "").params:
+                if each.arg_name == option.rpartition(".")[2] and each.description:
+                    return f" (--{option}: {' '.join(each.description.split()).split('. ')[0].rstrip('.')})"
     return ""
 
 

@@ -85,6 +85,11 @@ def expanded(path: str) -> str:
     return os.path.expandvars(os.path.expanduser(path))
 
 
+def expanded_path(path: str) -> Path:
+    """Likewise, as a parser of a command's own words takes it."""
+    return Path(expanded(path))
+
+
 def configuration_file(path: str) -> str:
     """The path of a configuration; ``configs/...`` is the package's where there is none in the working directory.
 

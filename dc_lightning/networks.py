@@ -339,7 +339,8 @@ def make_network(spec: Spec, shape: Shape, seed: int) -> nn.Module:
     """A freshly initialised network on the CPU, in train mode; the seed alone decides its weights.
 
     Args:
-        spec: name of the paper's; ``torchvision:NAME`` or ``timm:NAME``, untrained; import path of a callable
+        spec: name of the paper's; ``torchvision:NAME`` or ``timm:NAME``, untrained, which enlarges images that are too
+            small for it to 32, 64, 128, 224 or 299 pixels; import path of a callable
             ``(channels, num_classes, image_size)``, or of one that takes ``num_classes`` alone, as torchvision's
             functions do, whose first convolution is then adapted to the channels; or a mapping with such a
             ``class_path`` and further ``init_args``.
@@ -358,6 +359,7 @@ def make_network(spec: Spec, shape: Shape, seed: int) -> nn.Module:
         else:
             made = factory(num_classes=shape.num_classes, **arguments_of(spec))
             _adapt_first_convolution(made, shape.channels)
+        made = _for_small_images(made, shape) if colon else made
     return cast(nn.Module, made).train()
 
 
@@ -366,9 +368,12 @@ def _of_library(library: str, name: str) -> Callable[..., Any]:
     if library == "torchvision":
         from torchvision import models
 
-        if name in models.list_models():
-            return cast(Callable[..., Any], models.get_model_builder(name))
-        raise InputError(f"torchvision has no network '{name}'.{suggestion(name, models.list_models())}")
+        known = models.list_models(module=models)  # which classify
+        if name not in known:
+            raise InputError(f"torchvision has no network '{name}'.{suggestion(name, known)}")
+        builder = cast(Callable[..., Any], models.get_model_builder(name))
+        one_output: Any = {"aux_logits": False, "init_weights": True}
+        return partial(builder, **one_output) if name in ("googlenet", "inception_v3") else builder
     if library != "timm":
         raise InputError(f"Networks are taken from torchvision:NAME or timm:NAME, got '{library}:{name}'.")
     try:
@@ -394,6 +399,24 @@ def _takes_shape(factory: Callable[..., Any], arguments: dict[str, Any]) -> bool
     except TypeError:
         return False
     return True
+
+
+def _for_small_images(network: nn.Module, shape: Shape) -> nn.Module:
+    """The network, behind the least enlargement by which it can take the images."""
+    network.eval()
+
+    def takes(size: ImageSize) -> bool:
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, shape.channels, *size))
+        except Exception:  # whatever it raises
+            return False
+        return True
+
+    for side in () if takes(shape.image_size) else (32, 64, 128, 224, 299):
+        if side > max(shape.image_size) and takes((side, side)):
+            return nn.Sequential(nn.Upsample((side, side), mode="bilinear"), network)
+    return network
 
 
 def _adapt_first_convolution(network: nn.Module, channels: int) -> None:

@@ -17,6 +17,8 @@ from dc_lightning.errors import InputError
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _COLOURED = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 _MOST = 65535  # of 16 bits
+_BITS, _PHOTOMETRIC = 258, 262  # tags of a TIFF: BitsPerSample, PhotometricInterpretation (0: WhiteIsZero)
+_EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".tga", ".pnm", ".apng", ".avif")
 _SCALED = ("PNG", "PPM")  # formats whose integers Pillow gives as 16 bits
 
 
@@ -61,10 +63,14 @@ def read_picture(path: str | Path | BinaryIO, channels: int, background: str = "
     """
 
     def read(image: Image.Image) -> Tensor:
+        tiles: Any = getattr(image, "tile", ())
+        stored = str(tiles[0][3]) if tiles else ""
         image.load()
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
-            return _grey_16(upright, background).expand(channels, -1, -1).clone()
+            return _grey_16(image, upright, background).expand(channels, -1, -1).clone()
+        if "transparency" in upright.info:
+            upright.info["transparency"] = _transparent_value(upright.info["transparency"], stored)
         if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
             whole = upright.convert({"La": "LA", "RGBa": "RGBA"}.get(upright.mode, "RGBA")).convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", whole.size, background), whole)
@@ -76,9 +82,22 @@ def read_picture(path: str | Path | BinaryIO, channels: int, background: str = "
     return found
 
 
-def _grey_16(image: Image.Image, background: str) -> Tensor:
-    values = np.asarray(image, dtype=np.int64)
-    pixels = torch.from_numpy(values / _MOST).float()[None]
+def _transparent_value(value: Any, stored: str) -> Any:
+    """What stands for transparency, in the range of the pixels as Pillow gives them: it leaves it as it is stored."""
+    if ";16" in stored and isinstance(value, tuple):
+        return tuple(part >> 8 for part in value)
+    for bits, most in ((";2", 3), (";4", 15)):
+        if bits in stored and isinstance(value, int) and stored.startswith(("L", "('L")):
+            return value * 255 // most
+    return value
+
+
+def _grey_16(file: Image.Image, image: Image.Image, background: str) -> Tensor:
+    """Grey pixels in [0, 1]; a TIFF says how many bits count, and whether 0 is white."""
+    values, tags = np.asarray(image, dtype=np.int64), getattr(file, "tag_v2", {})
+    most = 2 ** int(tags.get(_BITS, (16,))[0]) - 1 if tags else _MOST
+    pixels = torch.from_numpy(values / most).float()[None]
+    pixels = 1 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels
     if isinstance(image.info.get("transparency"), int):
         shade = ImageColor.getcolor(background, "L")
         pixels[:, torch.from_numpy(values == image.info["transparency"])] = shade / 255 if isinstance(shade, int) else 0
@@ -126,7 +145,7 @@ class PictureTree(ImageFolder):
     def _is_picture(self, path: str) -> bool:
         below = Path(path).relative_to(self.top)
         shown = not any(is_hidden(Path(part)) for part in below.parts)
-        return shown and below.suffix.lower() in IMG_EXTENSIONS
+        return shown and below.suffix.lower() in _EXTENSIONS
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Names of the folders that are not hidden, sorted, and their numbers."""

@@ -110,6 +110,10 @@ def test_what_is_missing_is_said(monkeypatch):
         HuggingFace("saved", test_fraction=1.0)
     with pytest.raises(InputError, match=r"at least 1x1 pixel"):
         HuggingFace("saved", image_size=0)
+    gaps = dataset(6).map(lambda item, row: {"picture": None if row == 4 else item["picture"]}, with_indices=True)
+    datasets.DatasetDict(train=gaps, test=dataset(6)).save_to_disk("gaps")
+    with pytest.raises(InputError, match="'picture' has no image in row 4"):
+        HuggingFace("gaps").setup()
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'dc_lightning\[hub\]'"):
         HuggingFace("saved").prepare_data()

@@ -142,6 +142,16 @@ def test_unknown_networks_of_libraries_are_named(name, message):
         make_network(name, Shape(), 5)
 
 
-def test_a_network_of_a_library_that_cannot_take_the_size_is_named():
-    with pytest.raises(InputError, match="torchvision:alexnet cannot take images of 1x8x8"):
-        check_network("torchvision:alexnet", Shape(1, 7, (8, 8)))
+@pytest.mark.parametrize("name", ["torchvision:googlenet", "torchvision:densenet121"])
+def test_images_that_are_too_small_for_a_network_of_a_library_are_enlarged(name):
+    check_network(name, Shape(1, 7, (12, 12)))
+
+
+def test_networks_of_a_library_that_do_not_classify_are_unknown():
+    with pytest.raises(InputError, match="torchvision has no network 'fcn_resnet50'"):
+        make_network("torchvision:fcn_resnet50", Shape(), 5)
+
+
+def test_a_network_that_cannot_take_the_size_is_named():
+    with pytest.raises(InputError, match="alexnet cannot take images of 1x8x8"):
+        check_network("torchvision.models.alexnet", Shape(1, 7, (8, 8)))

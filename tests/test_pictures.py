@@ -1,5 +1,8 @@
 """Image files mean what a viewer shows: every mode of Pillow, each against a truth of its own; no data by accident."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +40,7 @@ def palette():
 
 
 PALETTE = np.stack([255 - 4 * (RAMP // 4), 2 * (RAMP // 4), 4 * (RAMP // 4)], axis=2)
+FOUR = RAMP // 4 % 16
 DEEP = (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).astype(np.uint16)
 WHITE, BLUE = (255, 255, 255), (0, 0, 255)
 
@@ -105,7 +109,81 @@ CASES = {
         np.repeat(DEEP[None] / 65535, 3, axis=0),
         1e-6,
     ),
+    "4 bits with a transparent grey": (
+        lambda: png(4, 0, packed(FOUR, 4), struct.pack(">H", 3)),
+        "png",
+        {},
+        np.repeat(np.where(FOUR == 3, 1, FOUR / 15)[None], 3, axis=0),
+        0.005,
+    ),
+    "16 bits with a transparent colour": (
+        lambda: png(
+            16,
+            2,
+            np.repeat(DEEP[:, :, None], 3, axis=2).astype(">u2").tobytes(),
+            struct.pack(">3H", *[int(DEEP[2, 3])] * 3),
+        ),
+        "png",
+        {},
+        np.repeat(np.where(DEEP[2, 3] >> 8 == DEEP >> 8, 1, DEEP / 65535)[None], 3, axis=0),
+        0.005,
+    ),
+    "12 bits tiff": (
+        lambda: tiff(packed(DEEP >> 4, 12), 12, 1),
+        "tiff",
+        {},
+        np.repeat((DEEP >> 4)[None] / 4095, 3, axis=0),
+        1e-6,
+    ),
+    "16 bits tiff, 0 is white": (
+        lambda: tiff(DEEP.astype("<u2").tobytes(), 16, 0),
+        "tiff",
+        {},
+        1 - np.repeat(DEEP[None] / 65535, 3, axis=0),
+        1e-6,
+    ),
+    "CMYK jpeg": (
+        lambda: Image.new("CMYK", (8, 8), (200, 40, 90, 0)),
+        "jpg",
+        {"quality": 100},
+        np.broadcast_to(np.array([55, 215, 165]).reshape(3, 1, 1) / 255, (3, 8, 8)),
+        0.02,
+    ),
 }
+
+
+def packed(values, bits):
+    """Rows of 8 numbers, the most significant bit first."""
+    every = [(int(value) >> bit) & 1 for value in values.flatten() for bit in reversed(range(bits))]
+    return np.packbits(np.array(every, np.uint8)).tobytes()
+
+
+def png(bits, colour, rows, transparent):
+    """A file of 8x8 pixels, byte by byte, as Pillow writes none."""
+    step = len(rows) // 8
+    raw = b"".join(b"\0" + rows[start : start + step] for start in range(0, len(rows), step))
+    found = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 8, 8, bits, colour, 0, 0, 0)
+    for name, content in ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")):
+        found += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return found
+
+
+def tiff(rows, bits, photometric):
+    """Likewise, in one strip."""
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, 8),
+        (279, len(rows)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(rows)) + rows + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def write(folder, name):
@@ -220,6 +298,38 @@ def test_images_are_grey_only_where_all_files_are(tmp_path):
     data = ImageFolder(str(tree(tmp_path / "grey", greys)))
     data.setup()
     assert data.channels == 1
+
+
+def test_a_grey_train_folder_leaves_a_coloured_test_folder_its_colours(tmp_path):
+    for split, mode in (("training", "L"), ("validation", "RGB")):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new(mode, (8, 8)).save(tmp_path / split / name / f"{number}.png")
+    data = ImageFolder(str(tmp_path))
+    data.setup()
+    assert (data.channels, data.num_classes, len(data.test_labels)) == (3, 2, 6)
+
+
+def test_animations_count_by_their_first_picture(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("RGB", (8, 8), (50 * number, 0, 0)).save(
+                tmp_path / name / f"{number}.{'gif' if number else 'png'}"
+            )
+    data = ImageFolder(str(tmp_path))
+    data.setup()
+    assert sum(data.real.counts()) + len(data.test_labels) == 10
+
+
+def test_a_class_without_test_images_is_named(tmp_path, caplog):
+    for name, count in (("many", 60), ("few", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    ImageFolder(str(tmp_path)).setup()
+    assert "has no test image of class 0 (few)" in caplog.text
 
 
 def test_one_number_is_a_square_size(tmp_path):

@@ -288,6 +288,102 @@ def test_tilde_and_variables_in_paths_are_replaced_once(monkeypatch, tmp_path):
     assert {path.name for path in Path().iterdir()} == {"home", "scratch"}
 
 
+def test_other_commands_replace_them_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["fit", "--data", "HuggingFace", "--data.path=~/hf"]) == 2
+    assert f"'{tmp_path / 'home/hf'}' is no dataset" in capsys.readouterr().err
+    assert main([*FAST, "--trainer.default_root_dir=~/runs"]) == 0
+    assert main(["report", "~/runs", "--output=~/report"]) == 0
+    assert main(["export", "~/runs/lightning_logs/version_0", "~/images"]) == 0
+    assert {path.name for path in Path("home").iterdir()} == {"runs", "report", "images"}
+
+
+def test_a_run_never_overwrites_the_results_of_another(capsys):
+    words = [*FAST, "--trainer.logger.version", "mine"]
+    assert main(words) == 0
+    results = Path("lightning_logs/mine/results.json")
+    before = results.read_bytes()
+    score = ["evaluate", *words[1:], "--synthetic", "lightning_logs/mine/synthetic.pt"]
+    for again in ([*words, "--model.ipc", "2"], score):
+        assert main(again) == 2
+        assert "'lightning_logs/mine' holds the results of another run" in capsys.readouterr().err
+        assert results.read_bytes() == before
+    assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]) == 0
+    assert results.read_bytes() != before
+
+
+class Late(Noted):
+    """Knows its version when its experiment starts, as that of Weights & Biases."""
+
+    version = None
+
+    def __init__(self):
+        super().__init__()
+        self.count = len(list(Path("noted/project").glob("*"))) if Path("noted/project").exists() else 0
+
+    @property
+    def experiment(self):
+        self.version = f"run{self.count}"
+        return super().experiment
+
+
+def test_a_logger_that_names_its_runs_late_gets_a_folder_for_each(capsys):
+    words = ["evaluate", *FAST[1:], "--synthetic", "a.pt", "--trainer.logger", "test_switches.Late"]
+    labels, names = torch.arange(3).repeat_interleave(2), ("class 0", "class 1", "class 2")
+    SyntheticSet(torch.zeros(6, 1, 6, 6), labels, (0.5,), (0.5,), names).save(Path("a.pt"))
+    for number in range(2):
+        assert main(words) == 0, capsys.readouterr().err
+        assert Path(f"noted/project/run{number}/results.json").is_file()
+
+
+class LooksAtParameters(pl.Callback):
+    def setup(self, trainer, pl_module, stage):
+        assert [name for name, _ in pl_module.named_parameters()] == ["images"]
+
+
+def test_the_images_are_there_before_the_callbacks_of_the_user():
+    assert main([*FAST, "--trainer.callbacks+=test_switches.LooksAtParameters"]) == 0
+
+
+def test_what_a_command_does_not_use_is_refused_or_named(capsys, caplog):
+    assert main(["select", *FAST[1:], "--method", "random", "--trainer.fast_dev_run", "true"]) == 2
+    assert "trainer.fast_dev_run is for fit" in capsys.readouterr().err
+    assert not list(Path().iterdir())
+    words = ["select", *FAST[1:], "--method", "random", "--trainer.max_time", "00:00:01:00"]
+    assert main([*words, "--trainer.callbacks+=test_switches.LooksAtParameters"]) == 0
+    assert "select has no fit of this Trainer's: trainer.max_time, trainer.callbacks is not used" in caplog.text
+
+
+def test_values_that_change_nothing_are_taken():
+    harmless = "limit_train_batches 1.0 limit_val_batches 1.0 num_sanity_val_steps 2 gradient_clip_val 0".split()
+    words = [
+        word for name, value in zip(harmless[::2], harmless[1::2], strict=True) for word in (f"--trainer.{name}", value)
+    ]
+    assert main([*FAST, *words]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--trainer.max_epoch", "7"],
+            "unrecognized arguments: --trainer.max_epoch 7 Did you mean '--trainer.max_epochs'?",
+        ),
+        (["--seed", "3"], "Did you mean '--seed_everything'?"),
+        (["--conf", "c.yaml"], "Did you mean '--config'?"),
+        (["--epochs", "5"], "Did you mean '--model.inner_epochs' or '--trainer.max_epochs'"),
+        (["--ipc", "5"], "Did you mean '--model.ipc'?"),
+        (["--model.lr", "5"], "Did you mean '--model.lr_images'"),
+        (["--model.ipc"], "--model.ipc needs a value."),
+        (["--trainer.logger", "Foo"], "--trainer.logger: Logger (or iterable collection of loggers)"),
+        (["--data", "ImageFolder", "--data.root", "x", "--data.image_size", "32x32"], "height and width to resize to"),
+    ],
+)
+def test_words_that_are_not_understood_are_answered_by_what_is(words, said, capsys):
+    assert main(["fit", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_cache_that_cannot_be_written_names_its_option(monkeypatch, capsys):
     Path("file").write_text("no folder")
     words = ["--evaluation.baselines", "[whole set]", "--evaluation.cache", "file/cache"]

@@ -185,13 +185,21 @@ class CondensationDataModule(LightningDataModule, ABC):
                     f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each "
                     f"class name, got {int(labels.min())}..{int(labels.max())}; a target_transform can shift them."
                 )
-        counts = torch.bincount(train, minlength=self.num_classes)
-        empty = [f"{label} ({self.class_names[label]})" for label in range(self.num_classes) if not counts[label]]
-        if empty:
+        untrained, untested = (self._without_images(labels) for labels in (train, test))
+        if untrained:
             raise InputError(
                 f"{self.dataset_name}: every class needs at least one training image, but there is none of class "
-                f"{', '.join(empty)}; add images or leave the class out."
+                f"{untrained}; add images or leave the class out."
             )
+        if untested:
+            rank_zero_only(log.warning)(
+                f"{self.dataset_name} has no test image of class {untested}: accuracies say nothing of it."
+            )
+
+    def _without_images(self, labels: Tensor) -> str:
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        empty = [f"{label} ({name})" for label, name in enumerate(self.class_names) if not counts[label]]
+        return ", ".join(empty)
 
     def _set_statistics(self, train: Tensor | Dataset) -> None:
         if self.given_mean is None or self.given_std is None:

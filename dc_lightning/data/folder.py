@@ -13,6 +13,8 @@ from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
 from dc_lightning.errors import InputError
 from dc_lightning.pictures import PictureTree, check_background, is_grey, read_picture
 
+_TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+
 
 def checked_size(image_size: tuple[int, int] | int | None) -> tuple[int, int] | None:
     """Height and width of a setting ``data.image_size``; one number stands for both.
@@ -36,15 +38,16 @@ def check_fraction(test_fraction: float) -> None:
 class ImageFolder(CondensationDataModule):
     """A tree of image files, one folder a class.
 
-    ``root`` has either ``train`` and ``test`` (or ``val``) with the classes' folders below, or ``train`` alone, or the
-    classes' folders themselves; then a seeded share of every class becomes the test set.
+    ``root`` has either ``train`` (or ``training``) and ``test`` (or ``testing``, ``val``, ``valid``, ``validation``)
+    with the classes' folders below, or ``train`` alone, or the classes' folders themselves; then a seeded share of
+    every class becomes the test set.
 
     Args:
         root: folder of the tree.
         image_size: height and width to resize to, or one number for both; None if all files have one size.
         channels: 1 (grey) or 3 (RGB); None takes grey where all files are grey.
         background: of what is transparent, a colour's name or ``#rrggbb``.
-        test_fraction: share of every class for testing, where ``root`` has no ``test`` or ``val``.
+        test_fraction: share of every class for testing, where ``root`` has no test folder.
         **kwargs: see `CondensationDataModule`.
     """
 
@@ -79,27 +82,36 @@ class ImageFolder(CondensationDataModule):
             tree = PictureTree(folder)
         except FileNotFoundError as empty:  # a class without a file, or no class at all
             raise InputError(f"ImageFolder: {' '.join(str(empty).split())}") from empty
-        if self.force_channels is None:
-            self.force_channels = 1 if all(is_grey(path) for path, _ in tree.samples) else 3
-        tree.loader = partial(read_picture, channels=self.force_channels, background=self.background)
         tree.transform = v2.Resize(self.resize_to, antialias=True) if self.resize_to else None
         return tree
+
+    def _read_alike(self, *trees: PictureTree) -> None:
+        channels = self.force_channels
+        if channels is None:
+            channels = 1 if all(is_grey(path) for tree in trees for path, _ in tree.samples) else 3
+        for tree in trees:
+            tree.loader = partial(read_picture, channels=channels, background=self.background)
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
         root = Path(self.root)
-        test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-        if (root / "train").is_dir() and test_folder is not None:
-            train_tree, test_tree = self._tree(root / "train"), self._tree(test_folder)
+        train_folder, test_folder = (
+            next((root / name for name in names if (root / name).is_dir()), None) for names in (_TRAIN, _TEST)
+        )
+        if train_folder is not None and test_folder is not None:
+            train_tree, test_tree = self._tree(train_folder), self._tree(test_folder)
             if train_tree.classes != test_tree.classes:
                 differing = sorted(set(train_tree.classes) ^ set(test_tree.classes))
                 raise InputError(
-                    f"'{root}/train' and '{test_folder}' must have the same class folders; they differ in {differing}."
+                    f"'{train_folder}' and '{test_folder}' must have the same class folders; they differ in "
+                    f"{differing}."
                 )
+            self._read_alike(train_tree, test_tree)
             return self._split(train_tree), self._split(test_tree), train_tree.classes
         from sklearn.model_selection import train_test_split
 
-        tree = self._tree(root / "train" if (root / "train").is_dir() else root)
+        tree = self._tree(train_folder or root)
+        self._read_alike(tree)
         try:
             train, test = train_test_split(
                 range(len(tree)), test_size=self.test_fraction, stratify=tree.targets, random_state=0

@@ -28,6 +28,8 @@ class _Items(Dataset):
     def file(self, row: int) -> Any:
         """The file of an image."""
         image = self.split[row][self.image]
+        if image is None:
+            raise InputError(f"The column '{self.image}' has no image in row {row}; leave the row out.")
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:

@@ -107,6 +107,12 @@ class Ranking:
         """Mean accuracy of each network, in [0, 1]."""
         return [score.mean for score in self.scores]
 
+    @property
+    def kilobytes(self) -> float:
+        """Of the stored images: one byte a number of real ones, as in image files, four of others."""
+        is_real = self.synthetic.method in (*get_args(Selection), EARLY_STOPPING, TRUTH)
+        return self.images * self.synthetic.images[0].numel() * (1 if is_real else 4) / 1000
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -296,6 +302,7 @@ def table(truth: Ranking, proxies: Sequence[Ranking], title: str) -> Matrix:
                 cells[row, f"{top}: Spearman, Kendall"] = f"{_number(found.spearman)}, {_number(found.kendall)}"
         cells[row, "accuracy of its choice"] = f"{100 * chosen_accuracy(ranking, truth):.1f}"
         cells[row, "images"] = str(ranking.images)
+        cells[row, "kB"] = f"{ranking.kilobytes:.0f}"
         cells[row, "minutes"] = _number(ranking.seconds and ranking.seconds / 60, 1)
     return matrix
 

@@ -73,6 +73,8 @@ class Protocol:
             raise InputError(f"protocol.temperature must be above 0, got {self.temperature}.")
         if not self.memories:
             raise InputError("protocol.memories is empty: name at least one, such as condensed or random.")
+        if len({*self.memories}) < len(self.memories):
+            raise InputError(f"protocol.memories names one twice: {', '.join(self.memories)}.")
         if self.distillation and self.training == "memory":
             raise InputError(
                 "protocol.distillation needs protocol.training rehearsal: what is trained on the memory alone "

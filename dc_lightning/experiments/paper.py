@@ -168,7 +168,7 @@ def cells(
         default = {"table1": (1, 10, 50), "figure2": (1,), "figure3": (10,)}[table]
         rows = (method, "herding", "k-center", "forgetting") if table == "table1" else (method,)
         return [
-            Cell(dataset, count, row, row=row)
+            Cell(dataset, count, row, "ConvNetD2" if dataset == "Digits" else "ConvNet", row=row)  # 8x8 is halved twice
             for dataset in datasets or (DATASETS if table == "table1" else DATASETS[:4])
             for count in ipc or default
             for row in rows

@@ -20,7 +20,7 @@ from dc_lightning.experiments.leaderboard import augmentation_robust, label_robu
 from dc_lightning.experiments.paper import POOL_OF, SELECTIONS, TABLE_2, TABLES, Accuracy
 from dc_lightning.experiments.rows import BOUNDS, Notes, Row, baseline, collect, in_order, label_of, percent
 from dc_lightning.experiments.tables import Matrix, as_png, merged, show
-from dc_lightning.files import write_whole
+from dc_lightning.files import expanded_path, write_whole
 from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.parts import part_name
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
@@ -193,12 +193,14 @@ def main(words: Sequence[str]) -> int:
         prog="dc-lightning report",
         description="Tables in the paper's form out of results.json files, ours beside the paper's figures.",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="with results.json files below")
+    parser.add_argument(
+        "folders", nargs="+", type=expanded_path, metavar="FOLDER", help="with results.json files below"
+    )
     folder, what = Path("lightning_logs/report"), "folder for report.md, .csv, .png, .html and images_ipcN.png"
-    parser.add_argument("--output", type=Path, default=folder, help=what)
+    parser.add_argument("--output", type=expanded_path, default=folder, help=what)
     parser.add_argument(
         "--into",
-        type=Path,
+        type=expanded_path,
         help="a Markdown file whose part between <!-- report --> (or <!-- table 1 -->) and <!-- end --> is replaced",
     )
     options = parser.parse_args(words)

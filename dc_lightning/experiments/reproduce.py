@@ -22,7 +22,7 @@ from dc_lightning import data
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.experiments.paper import DATASETS, TABLES, Cell, cells
 from dc_lightning.experiments.presets import METHODS
-from dc_lightning.files import configuration_file, shipped, write_whole
+from dc_lightning.files import configuration_file, expanded_path, shipped, write_whole
 from dc_lightning.run.results import read_results
 
 _MACHINE = {
@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ipc", nargs="+", type=int, help="images per class, in place of the table's")
     parser.add_argument("--rows", nargs="+", help="these rows alone: methods in table 1, condensing networks elsewhere")
     parser.add_argument("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
-    parser.add_argument("--output", type=Path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
+    parser.add_argument(
+        "--output", type=expanded_path, default=Path("lightning_logs/reproduce"), help="one folder a cell below"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
     parser.add_argument(
         "--estimate",

@@ -30,9 +30,9 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import make_network, normalises_small_maps
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.run.checkpoints import Checkpoints
-from dc_lightning.run.folder import run_folder
+from dc_lightning.run.folder import is_resumed, run_folder
 from dc_lightning.run.progress import RunProgress, say
-from dc_lightning.run.results import Column, Evaluated, environment, now, print_table, read_results, write_results
+from dc_lightning.run.results import Column, Evaluated, environment, now, print_table, write_results
 from dc_lightning.seeds import derive_seed
 from dc_lightning.synthetic import SyntheticSet
 
@@ -151,8 +151,10 @@ class EvaluationCallback(Callback):
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule | None, stage: str) -> None:
-        """Agrees with the other processes on the folder of the results."""
+        """Agrees with the other processes on the folder of the results; makes the images for the callbacks after it."""
         self.folder = run_folder(trainer)
+        if stage == "fit" and pl_module is not None:
+            _condenser(pl_module).setup(stage)
         if getattr(trainer, "fast_dev_run", False):
             self.num_networks, self.baselines, self.recipes = 1, [], [self.recipes[0].with_epochs(1)]
         self._group = Group.of(trainer)
@@ -254,10 +256,10 @@ class EvaluationCallback(Callback):
         Raises:
             InputError: if there is anything.
         """
-        if (sets or methods) and trainer.is_global_zero and _is_condensation(self.folder / "results.json"):
+        if self._writes(trainer) and (self.folder / "results.json").is_file() and not is_resumed(trainer):
             raise InputError(
-                f"'{self.folder}' holds the results of a condensation, which would be lost; give another folder or "
-                "--trainer.logger.version."
+                f"'{self.folder}' holds the results of another run, which would be lost; give another folder or "
+                "--trainer.logger.version, or resume it by --ckpt_path."
             )
         for synthetic in sets:
             check_fits(synthetic, data)
@@ -560,13 +562,6 @@ def _checkpoints(trainer: Trainer) -> list[Checkpoints]:
 def _condenser(module: LightningModule) -> Condenser:
     assert isinstance(module, Condenser)
     return module
-
-
-def _is_condensation(path: Path) -> bool:
-    try:
-        return read_results(path).get("kind") == "condensation"
-    except (OSError, InputError):
-        return False
 
 
 def require_writable(folder: Path, option: str = "--trainer.default_root_dir") -> None:

@@ -16,6 +16,11 @@ def set_run_folder(trainer: Trainer, folder: Path) -> None:
     setattr(trainer, _RESUMED, folder)
 
 
+def is_resumed(trainer: Trainer) -> bool:
+    """Whether a run continues another one in its folder."""
+    return hasattr(trainer, _RESUMED) or trainer.ckpt_path is not None
+
+
 def run_folder(trainer: Trainer) -> Path:
     """Folder of a run, the same on every process, all of which must call this: a new one for a new run.
 
@@ -42,6 +47,8 @@ def _own_folder(trainer: Trainer) -> Path:
     logger: Any = trainer.loggers[0]
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         return Path(logger.log_dir)
+    if logger.version is None:
+        _ = logger.experiment  # which some number when it starts
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
 

@@ -1,6 +1,7 @@
 """Switches and callbacks of Lightning that have no meaning in a condensation: they are refused, not ignored."""
 
 import inspect
+import logging
 from importlib.util import find_spec
 from inspect import isclass
 from pkgutil import resolve_name
@@ -8,8 +9,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer, callbacks
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dc_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _SWITCHES = {
     "barebones": "checkpoints and results are what a run is for",
@@ -34,19 +38,41 @@ _SWITCHES = {
 """Switches of the Trainer that have no meaning here, and why; the rest works."""
 
 
-def refuse_switches(given: Namespace) -> None:
+_HARMLESS = {
+    "enable_checkpointing": True,
+    "log_every_n_steps": 1,
+    "limit_train_batches": 1.0,
+    "limit_val_batches": 1.0,
+    "limit_test_batches": 1.0,
+    "limit_predict_batches": 1.0,
+    "num_sanity_val_steps": 2,
+    "gradient_clip_val": 0,
+}
+"""Values that say what happens without them."""
+
+_OF_A_FIT = ("max_time", "profiler", "detect_anomaly", "callbacks")
+
+
+def refuse_switches(given: Namespace, command: str = "fit") -> None:
     """Makes sure that no switch is ignored, and that no callback does something else than its name says.
 
     Args:
         given: the configuration of the Trainer.
+        command: that it is for.
 
     Raises:
         InputError: if one has no place here; says why.
     """
     for name, reason in _SWITCHES.items():
         default = inspect.signature(Trainer).parameters[name].default
-        if given[name] not in (None, {"enable_checkpointing": True, "log_every_n_steps": 1}.get(name, default)):
+        if given[name] not in (None, default, _HARMLESS.get(name, default)):
             raise InputError(f"trainer.{name} has no place here: {reason}.")
+    if command != "fit":
+        if given.fast_dev_run:
+            raise InputError(f"trainer.fast_dev_run is for fit; try {command} with --evaluation.recipe.epochs 1.")
+        if unused := [name for name in _OF_A_FIT if given[name]]:
+            names = ", ".join(f"trainer.{name}" for name in unused)
+            rank_zero_only(log.warning)(f"{command} has no fit of this Trainer's: {names} is not used.")
     if str(given.strategy).startswith("ddp_spawn"):
         raise InputError("trainer.strategy ddp_spawn would have to pickle the run; take ddp, or ddp_fork.")
     _refuse_callbacks(given.callbacks)
