@@ -99,7 +99,11 @@ def test_what_is_saved_is_what_was_evaluated():
     results = json.loads((RUN / "results.json").read_text())
     assert main(["evaluate", "--config", str(RUN / "config.yaml"), "--synthetic", str(RUN / "synthetic.pt")]) == 0
     again = json.loads(Path("lightning_logs/version_1/results.json").read_text())
-    assert again["configuration"]["model"] == {"init_args": {"network": "MLP"}}  # and not the ipc of another model
+    model = {"class_path": "dc_lightning.methods.gradient_matching.CondensationModule", "init_args": {"network": "MLP"}}
+    assert again["configuration"]["model"] == model  # and not the ipc of another one
+    saved = Path("lightning_logs/version_1/config.yaml")
+    assert yaml.safe_load(saved.read_text())["model"] == model
+    assert main(["evaluate", "--config", str(saved)]) == 0
     assert again["kind"] == "evaluation"
     for column, same in zip(results["columns"], again["columns"], strict=True):
         assert [score["accuracies"] for score in column["scores"]] == [score["accuracies"] for score in same["scores"]]

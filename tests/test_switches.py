@@ -302,12 +302,13 @@ def test_a_run_never_overwrites_the_results_of_another(capsys):
     words = [*FAST, "--trainer.logger.version", "mine"]
     assert main(words) == 0
     results = Path("lightning_logs/mine/results.json")
-    before = results.read_bytes()
+    before, config = results.read_bytes(), results.with_name("config.yaml").read_bytes()
     score = ["evaluate", *words[1:], "--synthetic", "lightning_logs/mine/synthetic.pt"]
     for again in ([*words, "--model.ipc", "2"], score):
         assert main(again) == 2
         assert "'lightning_logs/mine' holds the results of another run" in capsys.readouterr().err
         assert results.read_bytes() == before
+        assert results.with_name("config.yaml").read_bytes() == config
     assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]) == 0
     assert results.read_bytes() != before
 

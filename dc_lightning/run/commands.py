@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation.selection import Method
+from dc_lightning.files import write_whole
 from dc_lightning.methods.base import Condenser
 from dc_lightning.parts import Spec
 from dc_lightning.run.checkpoints import Checkpoints
@@ -64,8 +66,14 @@ class CondensationTrainer(Trainer):
                 rate = sets[0].source["learned_lr"]
                 say(f"made with a learned rate of {rate:.4g}; evaluation.recipe.lr is {callback.recipes[0].lr:.4g}")
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
-            used = {"model": {"init_args": {"network": condensed_with}}}  # and none of its other settings
+            class_path = f"{type(model).__module__}.{type(model).__qualname__}"
+            used = {
+                "model": {"class_path": class_path, "init_args": {"network": condensed_with}}
+            }  # and nothing else of it
             callback.note_configuration({**callback.configuration, **used})
+            if self.is_global_zero and (path := callback.folder / "config.yaml").is_file():
+                saved = {**yaml.safe_load(path.read_text(encoding="utf-8")), **used}
+                write_whole(path, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True).encode())
             callback.check(self, data, condensed_with, sets)
             callback.evaluate_saved(self, data, sets, condensed_with, ", ".join(paths))
 

@@ -151,8 +151,17 @@ class EvaluationCallback(Callback):
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule | None, stage: str) -> None:
-        """Agrees with the other processes on the folder of the results; makes the images for the callbacks after it."""
+        """Agrees with the other processes on the folder of the results; makes the images for the callbacks after it.
+
+        Raises:
+            InputError: if the folder holds the results of another run.
+        """
         self.folder = run_folder(trainer)
+        if self._writes(trainer) and (self.folder / "results.json").is_file() and not is_resumed(trainer):
+            raise InputError(
+                f"'{self.folder}' holds the results of another run, which would be lost; give another folder or "
+                "--trainer.logger.version, or resume it by --ckpt_path."
+            )
         if stage == "fit" and pl_module is not None:
             _condenser(pl_module).setup(stage)
         if getattr(trainer, "fast_dev_run", False):
@@ -256,11 +265,6 @@ class EvaluationCallback(Callback):
         Raises:
             InputError: if there is anything.
         """
-        if self._writes(trainer) and (self.folder / "results.json").is_file() and not is_resumed(trainer):
-            raise InputError(
-                f"'{self.folder}' holds the results of another run, which would be lost; give another folder or "
-                "--trainer.logger.version, or resume it by --ckpt_path."
-            )
         for synthetic in sets:
             check_fits(synthetic, data)
         networks = pool(self.networks, condensed_with)
