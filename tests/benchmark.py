@@ -339,7 +339,7 @@ def augment(count: int, way: Way) -> int:
         for _ in range(epochs):
             plain_augmentation(images, random)
     else:
-        epochs = Recipe().epochs_augmented + 1
+        epochs = Recipe().epochs_of(augmented=True) + 1
         augmentation = make_augmentation(["crop", "scale", "rotate"], Noise())
         for _ in Batches(images, torch.zeros(count), 256, epochs, SEED, augmentation):
             pass

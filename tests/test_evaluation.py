@@ -315,3 +315,11 @@ def test_the_images_of_a_training_are_freed_with_it(tiny_data):
         assert images() is None
     finally:
         gc.enable()
+
+
+def test_one_setting_shortens_a_recipe_that_always_augments(tiny_data):
+    for name in ("dsa", "idc"):
+        recipe = load_recipe(name)
+        assert recipe.epochs_for("ConvNet", tiny_data) == 1000
+        assert replace(recipe, epochs=20).epochs_for("ConvNet", tiny_data) == 20
+    assert Recipe(epochs=20, augmentation="siamese").epochs_for("ConvNet", tiny_data) == 1000

@@ -68,7 +68,7 @@ def test_a_plain_recipe_is_the_same_without_augmentation():
     plain = recipe.plain()
     assert (plain.name, plain.epochs_for("ConvNet", FashionMNIST())) == ("DSA plain", 1000)
     assert plain.augmentation_names("ConvNet", FashionMNIST()) == []
-    assert replace(plain, name="DSA", augmentation="siamese") == recipe
+    assert replace(plain, name="DSA", augmentation="siamese", epochs_augmented=None) == recipe
 
 
 def test_a_recipe_without_augmentation_has_nothing_to_leave_out(tmp_path, monkeypatch, capfd):

@@ -341,7 +341,7 @@ def test_settings_are_the_authors(entry):
     assert (method.outer_steps, method.momentum_images) == (always["inner_loop"], always["mom_img"])
     assert method.sgd == {key: always[key] for key in ("lr", "momentum", "weight_decay")}
     assert (method.batch_network, method.batch_synthetic) == (always["batch_size"], always["batch_syn_max"])
-    assert (recipe.batch_size, recipe.epochs_augmented) == (always["batch_size"], always["epochs"])
+    assert (recipe.batch_size, recipe.epochs_of(augmented=True)) == (always["batch_size"], always["epochs"])
 
 
 @pytest.mark.parametrize("entry", GOLDEN["dream"]["nearest"], ids=lambda e: str(e["centres"]))

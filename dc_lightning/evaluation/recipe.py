@@ -38,7 +38,7 @@ class Recipe:
     Args:
         name: in results and tables.
         epochs: E without augmentation.
-        epochs_augmented: E with augmentation.
+        epochs_augmented: E with augmentation; None takes ``epochs`` for both.
         epochs_from_zero: whether epochs are numbered as in DC's code.
         lr: learning rate of SGD.
         momentum: of SGD.
@@ -59,7 +59,7 @@ class Recipe:
 
     name: str = "DC"
     epochs: int = 300
-    epochs_augmented: int = 1000
+    epochs_augmented: int | None = 1000
     epochs_from_zero: bool = True
     lr: float = 0.01
     momentum: float = 0.9
@@ -114,7 +114,11 @@ class Recipe:
 
     def epochs_for(self, network: Spec, data: Augmented) -> int:
         """E for a test network on a dataset."""
-        return self.epochs_augmented if self.augmentation_spec(network, data) else self.epochs
+        return self.epochs_of(bool(self.augmentation_spec(network, data)))
+
+    def epochs_of(self, augmented: bool) -> int:
+        """E with augmentation, or without."""
+        return self.epochs_augmented if augmented and self.epochs_augmented is not None else self.epochs
 
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same with another E, augmented or not."""
@@ -122,7 +126,7 @@ class Recipe:
 
     def plain(self) -> "Recipe":
         """The same without augmentation and CutMix, for as many epochs as with them."""
-        name, epochs = self.name + PLAIN, self.epochs_augmented
+        name, epochs = self.name + PLAIN, self.epochs_of(augmented=True)
         return replace(self, name=name, augmentation=[], augmentation_by_network={}, cutmix=0.0).with_epochs(epochs)
 
     def drops(self, epochs: int) -> list[int]:

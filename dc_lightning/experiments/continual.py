@@ -208,10 +208,10 @@ class Continual:
                 f"{len(callback.recipes)}; see evaluation.networks and evaluation.other_recipes."
             )
         timed = any(isinstance(each, Timer) for each in trainer.callbacks)  # type: ignore[attr-defined]
-        if timed or trainer.fast_dev_run or not (trainer.max_epochs or 0) > 0:  # type: ignore[attr-defined]
+        if timed or not (trainer.max_epochs or 0) > 0:
             raise InputError(
                 "Every condensation of a continual run ends after trainer.max_epochs outer iterations: give that, and "
-                "neither trainer.max_time nor trainer.fast_dev_run."
+                "no trainer.max_time."
             )
         self.recipe, self.network = callback.recipes[0], networks[0]
         self.evaluator = callback.evaluator(trainer, data)

@@ -201,4 +201,4 @@ def _recipe_of(name: str) -> Recipe:
 
 
 def _epochs(recipe: Recipe, score: Mapping[str, Any]) -> int:
-    return recipe.epochs_augmented if score["augmentation"] else recipe.epochs
+    return recipe.epochs_of(bool(score["augmentation"]))
