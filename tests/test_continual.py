@@ -311,7 +311,7 @@ def test_tables_are_merged_where_they_do_not_contradict():
 
 BAD = {
     "no end": (["--trainer.max_epochs", "-1"], "ends after trainer.max_epochs"),
-    "an end by time": (["--trainer.max_time", "00:00:01:00"], "neither trainer.max_time"),
+    "an end by time": (["--trainer.max_time", "00:00:01:00"], "no trainer.max_time"),
     "a rehearsal of the run": (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run is for fit"),
     "two networks": (["--evaluation.networks", "[MLP, ConvNetD1]"], "one test network and one recipe, got 2 and 1"),
     "steps that do not divide": (["--protocol.steps", "4"], "must divide the 6 classes"),

@@ -352,7 +352,7 @@ def test_what_a_command_does_not_use_is_refused_or_named(capsys, caplog):
     assert not list(Path().iterdir())
     words = ["select", *FAST[1:], "--method", "random", "--trainer.max_time", "00:00:01:00"]
     assert main([*words, "--trainer.callbacks+=test_switches.LooksAtParameters"]) == 0
-    assert "select has no fit of this Trainer's: trainer.max_time, trainer.callbacks is not used" in caplog.text
+    assert "select does not fit by this Trainer: not used are trainer.max_time, trainer.callbacks" in caplog.text
 
 
 def test_values_that_change_nothing_are_taken():

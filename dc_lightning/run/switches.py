@@ -72,7 +72,7 @@ def refuse_switches(given: Namespace, command: str = "fit") -> None:
             raise InputError(f"trainer.fast_dev_run is for fit; try {command} with --evaluation.recipe.epochs 1.")
         if unused := [name for name in _OF_A_FIT if given[name]]:
             names = ", ".join(f"trainer.{name}" for name in unused)
-            rank_zero_only(log.warning)(f"{command} has no fit of this Trainer's: {names} is not used.")
+            rank_zero_only(log.warning)(f"{command} does not fit by this Trainer: not used are {names}.")
     if str(given.strategy).startswith("ddp_spawn"):
         raise InputError("trainer.strategy ddp_spawn would have to pickle the run; take ddp, or ddp_fork.")
     _refuse_callbacks(given.callbacks)
