@@ -1,5 +1,6 @@
 """The command line: ``dc-lightning`` with one function a command, on LightningCLI."""
 
+import csv
 import errno
 import inspect
 import io
@@ -19,7 +20,7 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -210,6 +211,18 @@ def _wait_for_a_later_second(folder: Path) -> None:
         time.sleep(0.01)
 
 
+def _continued_csv(settings: dict[str, Any], path: Path, iteration: int) -> CSVLogger:
+    """A logger in the folder of the run that is resumed, with its curves before an iteration, whose file it removes."""
+    before = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    logger = CSVLogger(**settings)
+    for row in before:
+        if int(row["step"]) < iteration:
+            metrics: dict[str, Any] = {name: float(value) for name, value in row.items() if value and name != "step"}
+            logger.log_metrics(metrics, step=int(row["step"]))
+    logger.save()
+    return logger
+
+
 class CondensationCLI(LightningCLI):
     """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys."""
 
@@ -337,13 +350,15 @@ class CondensationCLI(LightningCLI):
         if checkpoint.parent.name != "checkpoints":
             return
         set_run_folder(self.trainer, folder)
-        loggers = _loggers(config)
-        if loggers and _is_tensorboard(loggers[0]):
-            settings = loggers[0].init_args.as_dict()
-            settings |= {"save_dir": str(folder.parent), "name": "", "version": folder.name}
-            if self.trainer.is_global_zero:
-                _wait_for_a_later_second(folder)
-            first = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
+        for given in _loggers(config)[:1]:
+            settings = {**given.init_args, "save_dir": str(folder.parent), "name": "", "version": folder.name}
+            first = self.trainer.loggers[0]
+            if isinstance(first, TensorBoardLogger):
+                if self.trainer.is_global_zero:
+                    _wait_for_a_later_second(folder)
+                first = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
+            elif isinstance(first, CSVLogger):
+                first = _continued_csv(settings, folder / "metrics.csv", self._iteration)
             self.trainer.loggers = [first, *self.trainer.loggers[1:]]
 
     def _parse_ckpt_path(self) -> None:

@@ -7,7 +7,7 @@ from conftest import GOLDEN, assert_golden, golden_case
 from torch import nn
 
 from dc_lightning.errors import InputError
-from dc_lightning.networks import NETWORKS, AveragePooling, check_network, make_network
+from dc_lightning.networks import NETWORKS, AveragePooling, check_network, make_network, normalises_small_maps
 from dc_lightning.parts import part_name
 
 
@@ -140,6 +140,12 @@ def test_networks_of_libraries_by_name(name):
 def test_unknown_networks_of_libraries_are_named(name, message):
     with pytest.raises(InputError, match=re.escape(message)):
         make_network(name, Shape(), 5)
+
+
+def test_normalisations_of_small_maps_are_found():
+    assert normalises_small_maps("ConvNet", Shape(1, 10, (8, 8)))
+    assert not normalises_small_maps("ConvNetD2", Shape(1, 10, (8, 8)))
+    assert not normalises_small_maps("ConvNetBN", Shape(1, 10, (8, 8)))  # which has the batch as well
 
 
 @pytest.mark.parametrize("name", ["torchvision:googlenet", "torchvision:densenet121"])

@@ -32,6 +32,7 @@ def test_the_tables_have_the_papers_cells():
     assert len(cells("T7")) == 18
     assert [len(cells(name)) for name in ("T2", "T3", "T4", "T5", "T6")] == [4, 4, 4, 3, 5]
     assert {cell.ipc for cell in cells("figure3")} == {10}
+    assert {cell.network for cell in cells("table1", datasets=["Digits"])} == {"ConvNetD2"}  # their size
     assert {cell.name for cell in cells("figure2")} <= {cell.name for cell in cells("table1")}  # run once
     assert [cell.ipc for cell in cells("table1", "dsa", ["SVHN"], [20]) if cell.method == "dsa"] == [20]
     every = [cell for table in paper.TABLES for method in ("dc", "dsa", "dm") for cell in cells(table, method)]

@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import io
 import json
 import os
 import subprocess
@@ -227,6 +228,9 @@ def test_a_run_has_one_folder_of_its_own_and_is_resumed_there(name, capsys):
     assert main(["fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", "4"]) == 0
     assert len(list(Path().glob("**/results.json"))) == 2
     assert json.loads(results.read_text())["source"]["iteration"] == 4
+    if name == "CSV":
+        rows = [*csv.DictReader(io.StringIO((folder / "metrics.csv").read_text()))]
+        assert [int(row["step"]) for row in rows if row["matching_loss"]] == [1, 2, 3, 4]
 
 
 def test_every_logger_gets_every_curve():
