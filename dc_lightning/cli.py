@@ -72,9 +72,9 @@ def _on_one_line(message: str) -> str:
     return " ".join(lines if len(message) < 400 else [lines[0], lines[-1]])
 
 
-def _own_error_in(error: BaseException | None) -> InputError | None:
-    """What a part of ours said, where a parser has wrapped it."""
-    while error is not None and not isinstance(error, InputError):
+def _own_error_in(error: BaseException | None) -> InputError | ModuleNotFoundError | None:
+    """What a part of ours said, or which library is missing, where a parser has wrapped it."""
+    while error is not None and not isinstance(error, InputError | ModuleNotFoundError):
         error = error.__cause__ or error.__context__
     return error
 
@@ -571,7 +571,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if (own := _own_error_in(error)) is None:
             raise
-        return _end(f"error: {own}", error, 2)
+        return _end(f"error: {' '.join(str(own).split())}", error, 2)
     except OSError as error:
         if error.errno not in _DISK:
             raise
