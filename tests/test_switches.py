@@ -244,10 +244,18 @@ def test_every_logger_gets_every_curve():
 
 
 class Noted(pl.loggers.logger.DummyLogger):
-    """Takes pictures, as Weights & Biases does; its folder is named by project and id."""
+    """Takes pictures, as Weights & Biases does; its folder is named by project and id; settings stay, as in MLflow."""
 
     name, version, save_dir = "project", "abc", "noted"
     seen: list = []  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.settings = {}
+
+    def log_hyperparams(self, params):
+        changed = [name for name in params if self.settings.setdefault(name, params[name]) != params[name]]
+        assert not changed
 
     def log_metrics(self, metrics, step=None):
         self.seen.append((step, *metrics))
@@ -268,6 +276,7 @@ def test_a_logger_of_another_kind():
         log_every_n_steps=1,
     )
     trainer.fit(CondensationModule(network="MLP"), datamodule=TinyData())
+    assert {"dataset", "lr_images", "network"} <= {*trainer.logger.settings}
     assert (2, "matching_loss") in Noted.seen
     assert (2, "synthetic images") in Noted.seen
     assert any("accuracy/MLP" in seen for seen in Noted.seen)

@@ -228,7 +228,8 @@ class EvaluationCallback(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self._settings(module), final, step=trainer.current_epoch)
             else:
-                logger.log_hyperparams(self._settings(module))
+                settings = self._settings(module)  # MLflow refuses what Lightning has logged with another value
+                logger.log_hyperparams({name: settings[name] for name in settings if name not in module.hparams})
                 logger.log_metrics(final, step=trainer.current_epoch)
                 logger.save()
         condensed_with = part_name(module.network_spec)
