@@ -302,7 +302,7 @@ def table(truth: Ranking, proxies: Sequence[Ranking], title: str) -> Matrix:
                 cells[row, f"{top}: Spearman, Kendall"] = f"{_number(found.spearman)}, {_number(found.kendall)}"
         cells[row, "accuracy of its choice"] = f"{100 * chosen_accuracy(ranking, truth):.1f}"
         cells[row, "images"] = str(ranking.images)
-        cells[row, "kB"] = f"{ranking.kilobytes:.0f}"
+        cells[row, "kB"] = f"{ranking.kilobytes:.1f}"
         cells[row, "minutes"] = _number(ranking.seconds and ranking.seconds / 60, 1)
     return matrix
 
