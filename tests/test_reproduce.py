@@ -305,7 +305,7 @@ def test_the_configuration_of_a_cell_does_not_overwrite_its_results(tmp_path, mo
     before = (folder / "results.json").read_bytes()
     given = ["--config", str(folder / "config.yaml"), "--synthetic", str(folder / "synthetic.pt")]
     assert main(["evaluate", *given]) == 2
-    assert "holds the results of a condensation" in capsys.readouterr().err
+    assert "holds the results of another run" in capsys.readouterr().err
     assert (folder / "results.json").read_bytes() == before
     assert main(["evaluate", *given, "--trainer.logger.version", "again"]) == 0
 
