@@ -110,7 +110,7 @@ class Ranking:
     @property
     def kilobytes(self) -> float:
         """Of the stored images: one byte a number of real ones, as in image files, four of others."""
-        is_real = self.synthetic.method in (*get_args(Selection), EARLY_STOPPING, TRUTH)
+        is_real = self.name.partition(",")[0] in (*get_args(Selection), "random", EARLY_STOPPING, TRUTH)
         return self.images * self.synthetic.images[0].numel() * (1 if is_real else 4) / 1000
 
 
