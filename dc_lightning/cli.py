@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast, get_args
 
 import docstring_parser
 import yaml
@@ -40,7 +40,7 @@ from dc_lightning.parts import find
 from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
-from dc_lightning.run.folder import set_run_folder
+from dc_lightning.run.folder import require_free_logger, set_run_folder
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.switches import refuse_switches
 from dc_lightning.synthetic import export, load_synthetic, ready_sets
@@ -49,6 +49,7 @@ from dc_lightning.synthetic.initial import INITS
 from dc_lightning.synthetic.ready import ready_set
 from dc_lightning.threads import use_threads
 
+_Error = TypeVar("_Error", bound=BaseException)
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
 _NETWORK_OF_DEFAULT_DATA = "ConvNetD2"  # a third block would normalise maps of 2x2 pixels
@@ -72,9 +73,9 @@ def _on_one_line(message: str) -> str:
     return " ".join(lines if len(message) < 400 else [lines[0], lines[-1]])
 
 
-def _own_error_in(error: BaseException | None) -> InputError | ModuleNotFoundError | None:
-    """What a part of ours said, or which library is missing, where a parser has wrapped it."""
-    while error is not None and not isinstance(error, InputError | ModuleNotFoundError):
+def _own_error_in(error: BaseException | None, kind: type[_Error]) -> _Error | None:
+    """What a part of ours said, or a library that is missing, where a parser has wrapped it."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 
@@ -137,6 +138,13 @@ def _with_known_classes(words: list[str]) -> list[str]:
     return [words[0], *missing, *words[1:]]
 
 
+def _require_values(words: Sequence[str]) -> None:
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        is_option = word.startswith("--") and "=" not in word and following.startswith("--")
+        if is_option and word[2:].rpartition(".")[2] not in ("help", "print_config", "print_shtab"):
+            raise InputError(f"{word} needs a value.")
+
+
 def _refuse_seeds(words: Sequence[str]) -> None:
     """A seed of the model or the evaluation would be overruled silently."""
     if any(name.replace(".init_args", "") in ("model.seed", "evaluation.seed") for name, _ in _options(words)):
@@ -156,7 +164,6 @@ def _seed(value: int | bool | None) -> int:
     return value
 
 
-_WITHOUT_VALUE = ("help", "print_config", "print_shtab")
 _PATHS = {"root", "path", "cache", "ckpt_path", "default_root_dir", "save_dir", "dir", "dirpath"}
 _PATHS |= {"synthetic", "other_recipes", "output", "proxies", "whitening"}
 
@@ -211,14 +218,22 @@ def _wait_for_a_later_second(folder: Path) -> None:
         time.sleep(0.01)
 
 
+_CURVES = ("matching_loss", "accuracy", "final")
+
+
 def _continued_csv(settings: dict[str, Any], path: Path, iteration: int) -> CSVLogger:
     """A logger in the folder of the run that is resumed, with its curves before an iteration, whose file it removes."""
-    before = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    before = (
+        list(csv.DictReader(io.StringIO(path.read_text())))
+        if path.is_file() and not getattr(rank_zero_only, "rank", 0)
+        else []
+    )
     logger = CSVLogger(**settings)
     for row in before:
-        if int(row["step"]) < iteration:
+        step, is_ours = row.get("step") or "", any(row.get(name) for name in row if name.startswith(_CURVES))
+        if step.isdigit() and (int(step) < iteration or not is_ours):
             metrics: dict[str, Any] = {name: float(value) for name, value in row.items() if value and name != "step"}
-            logger.log_metrics(metrics, step=int(row["step"]))
+            logger.log_metrics(metrics, step=int(step))
     logger.save()
     return logger
 
@@ -269,13 +284,10 @@ class CondensationCLI(LightningCLI):
         _Parser.messages.clear()
         words = _with_configuration_files(cast(list[str], args))
         if words[:1] and words[0] in self.subcommands():
+            _require_values(words)
             for name, value in _options(words):
                 if words[0] == "fit" and name == "ckpt_path" and value not in ("last", "auto", "null"):
-                    require_checkpoint(
-                        Path(expanded(value))
-                    )  # of an older version, whose configuration is not understood
-                if (not value or value.startswith("--")) and name not in _WITHOUT_VALUE and f"--{name}=" not in words:
-                    raise InputError(f"--{name} needs a value.")
+                    require_checkpoint(Path(expanded(value)))  # an older one's configuration is not understood
             _refuse_seeds(words)
             words = _with_known_classes(words)
         self.config = parser.parse_args(words)  # LightningCLI's own warns of words that are not those of the process
@@ -367,6 +379,15 @@ class CondensationCLI(LightningCLI):
     def _configuration(self) -> Namespace:
         return cast(Namespace, self.config[self.subcommand])
 
+    def instantiate_classes(self) -> None:
+        """Makes the parts; a library that one of them needs is named."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if (missing := _own_error_in(error, ModuleNotFoundError)) is None:
+                raise
+            raise InputError(" ".join(str(missing).split())) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with a progress bar of ours unless there is another or none; what it refuses is bad input."""
         settings = self.config_init[self.subcommand]["trainer"]
@@ -389,6 +410,8 @@ class CondensationCLI(LightningCLI):
         resume_from = config.ckpt_path if self.subcommand == "fit" else None
         if resume_from is not None:
             self._resume_in_the_same_folder(config)
+        elif not getattr(self.trainer, "fast_dev_run", False):
+            require_free_logger(self.trainer)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, EvaluationCallback))  # makes the images for others
         for callback in callbacks:
@@ -569,9 +592,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (InputError, MisconfigurationException) as error:
         return _end(f"error: {error}", error, 2)
     except ValueError as error:
-        if (own := _own_error_in(error)) is None:
+        if (own := _own_error_in(error, InputError)) is None:
             raise
-        return _end(f"error: {' '.join(str(own).split())}", error, 2)
+        return _end(f"error: {own}", error, 2)
     except OSError as error:
         if error.errno not in _DISK:
             raise

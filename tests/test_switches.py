@@ -316,14 +316,36 @@ def test_a_run_never_overwrites_the_results_of_another(capsys):
     assert main(words) == 0
     results = Path("lightning_logs/mine/results.json")
     before, config = results.read_bytes(), results.with_name("config.yaml").read_bytes()
+    files = sorted(Path("lightning_logs/mine").rglob("*"))
     score = ["evaluate", *words[1:], "--synthetic", "lightning_logs/mine/synthetic.pt"]
     for again in ([*words, "--model.ipc", "2"], score):
         assert main(again) == 2
         assert "'lightning_logs/mine' holds the results of another run" in capsys.readouterr().err
         assert results.read_bytes() == before
         assert results.with_name("config.yaml").read_bytes() == config
+        assert sorted(Path("lightning_logs/mine").rglob("*")) == files
     assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]) == 0
     assert results.read_bytes() != before
+
+
+def test_a_run_from_python_overwrites_nothing_and_is_resumed():
+    def fit(iterations, **kwargs):
+        evaluation = dc_lightning.EvaluationCallback(num_networks=1, baselines=[], recipe=dc_lightning.Recipe(epochs=1))
+        trainer = pl.Trainer(
+            max_epochs=iterations,
+            logger=pl.loggers.TensorBoardLogger(".", version="mine"),
+            callbacks=[evaluation, dc_lightning.Checkpoints()],
+            accelerator="cpu",
+            enable_progress_bar=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(CondensationModule(network="MLP"), datamodule=TinyData(), **kwargs)
+        return json.loads(Path("lightning_logs/mine/results.json").read_text())["source"]["iteration"]
+
+    assert fit(1) == 1
+    with pytest.raises(InputError, match="holds the results of another run"):
+        fit(2)
+    assert fit(2, ckpt_path="lightning_logs/mine/checkpoints/last.ckpt") == 2
 
 
 class Late(Noted):

@@ -30,7 +30,7 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import make_network, normalises_small_maps
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.run.checkpoints import Checkpoints
-from dc_lightning.run.folder import is_resumed, run_folder
+from dc_lightning.run.folder import is_resumed, is_taken, run_folder, taken
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.results import Column, Evaluated, environment, now, print_table, write_results
 from dc_lightning.seeds import derive_seed
@@ -157,20 +157,23 @@ class EvaluationCallback(Callback):
             InputError: if the folder holds the results of another run.
         """
         self.folder = run_folder(trainer)
-        if self._writes(trainer) and (self.folder / "results.json").is_file() and not is_resumed(trainer):
-            raise InputError(
-                f"'{self.folder}' holds the results of another run, which would be lost; give another folder or "
-                "--trainer.logger.version, or resume it by --ckpt_path."
-            )
+        if stage == "evaluate":
+            self._require_free(trainer)
         if stage == "fit" and pl_module is not None:
             _condenser(pl_module).setup(stage)
         if getattr(trainer, "fast_dev_run", False):
             self.num_networks, self.baselines, self.recipes = 1, [], [self.recipes[0].with_epochs(1)]
         self._group = Group.of(trainer)
 
+    def _require_free(self, trainer: Trainer) -> None:
+        """All processes refuse together."""
+        if trainer.strategy.broadcast(self._writes(trainer) and not is_resumed(trainer) and is_taken(self.folder)):
+            raise InputError(taken(self.folder))
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the settings of the final evaluation before the run starts."""
         module = _condenser(pl_module)
+        self._require_free(trainer)
         if (trainer.max_steps or -1) > 0 and not getattr(trainer, "fast_dev_run", False):
             raise InputError("trainer.max_steps could end within an outer iteration; give trainer.max_epochs instead.")
         self._check_choice(module)

@@ -7,6 +7,8 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+from dc_lightning.errors import InputError
+
 _NOTED = "_dc_lightning_folder"
 _RESUMED = "_dc_lightning_resumed_folder"
 
@@ -19,6 +21,30 @@ def set_run_folder(trainer: Trainer, folder: Path) -> None:
 def is_resumed(trainer: Trainer) -> bool:
     """Whether a run continues another one in its folder."""
     return hasattr(trainer, _RESUMED) or trainer.ckpt_path is not None
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a folder holds the results of a run."""
+    return (folder / "results.json").is_file()
+
+
+def taken(folder: Path) -> str:
+    """What is said of such a folder, where another run would take it."""
+    return (
+        f"'{folder}' holds the results of another run, which would be lost; give another folder or "
+        "--trainer.logger.version, or resume it by --ckpt_path."
+    )
+
+
+def require_free_logger(trainer: Trainer) -> None:
+    """Makes sure that the folder of the first logger has no results, before the logger writes or removes anything.
+
+    Raises:
+        InputError: if it has.
+    """
+    logger: Any = trainer.loggers[0] if trainer.loggers else None
+    if isinstance(logger, TensorBoardLogger | CSVLogger) and is_taken(Path(logger.log_dir)):
+        raise InputError(taken(Path(logger.log_dir)))
 
 
 def run_folder(trainer: Trainer) -> Path:

@@ -65,7 +65,8 @@ def refuse_switches(given: Namespace, command: str = "fit") -> None:
     """
     for name, reason in _SWITCHES.items():
         default = inspect.signature(Trainer).parameters[name].default
-        if given[name] not in (None, default, _HARMLESS.get(name, default)):
+        is_one_batch = name.startswith("limit_") and isinstance(given[name], int)  # 1.0 are all
+        if is_one_batch or given[name] not in (None, default, _HARMLESS.get(name, default)):
             raise InputError(f"trainer.{name} has no place here: {reason}.")
     if command != "fit":
         if given.fast_dev_run:
