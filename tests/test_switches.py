@@ -328,6 +328,7 @@ def test_a_run_never_overwrites_the_results_of_another(capsys):
     assert results.read_bytes() != before
 
 
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_a_run_from_python_overwrites_nothing_and_is_resumed():
     def fit(iterations, **kwargs):
         evaluation = dc_lightning.EvaluationCallback(num_networks=1, baselines=[], recipe=dc_lightning.Recipe(epochs=1))
