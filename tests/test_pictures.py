@@ -102,6 +102,13 @@ CASES = {
     ),
     "I;16": (lambda: Image.fromarray(DEEP), "png", {}, np.repeat(DEEP[None] / 65535, 3, axis=0), 1e-6),
     "I;16 tiff": (lambda: Image.fromarray(DEEP), "tiff", {}, np.repeat(DEEP[None] / 65535, 3, axis=0), 1e-6),
+    "I;16B tiff": (
+        lambda: Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes()),
+        "tiff",
+        {},
+        np.repeat(DEEP[None] / 65535, 3, axis=0),
+        1e-6,
+    ),
     "16 bits ppm": (
         lambda: b"P5 8 8 65535\n" + DEEP.astype(">u2").tobytes(),
         "pgm",
@@ -207,9 +214,9 @@ def test_every_mode_means_what_a_viewer_shows(name, tmp_path):
         assert np.abs(one / (255 if one.max() > 1 else 1) - expected[:1]).max() <= max(tolerance, 1e-9)
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_modes_whose_range_is_not_known_are_refused_by_name(mode, tmp_path):
-    Image.fromarray(RAMP).convert(mode).save(tmp_path / "a.tiff")
+    Image.new(mode, (8, 8)).save(tmp_path / "a.tiff")
     with pytest.raises(InputError, match=f"a.tiff' has pixels of the mode {mode}, whose range is not known"):
         read_picture(tmp_path / "a.tiff", 1)
 
