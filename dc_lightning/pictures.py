@@ -16,7 +16,6 @@ from dc_lightning.errors import InputError
 
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _COLOURED = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
-_MOST = 65535  # of 16 bits
 _BITS, _PHOTOMETRIC = 258, 262  # tags of a TIFF: BitsPerSample, PhotometricInterpretation (0: WhiteIsZero)
 _EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".tga", ".pnm", ".apng", ".avif")
 _SCALED = ("PNG", "PPM")  # formats whose integers Pillow gives as 16 bits
@@ -86,8 +85,8 @@ def _transparent_value(value: Any, stored: str) -> Any:
     """What stands for transparency, in the range of the pixels as Pillow gives them: it leaves it as it is stored."""
     if ";16" in stored and isinstance(value, tuple):
         return tuple(part >> 8 for part in value)
-    for bits, most in ((";2", 3), (";4", 15)):
-        if bits in stored and isinstance(value, int) and stored.startswith(("L", "('L")):
+    for bits, most in (("L;2", 3), ("L;4", 15)):
+        if bits in stored and isinstance(value, int):
             return value * 255 // most
     return value
 
@@ -95,7 +94,7 @@ def _transparent_value(value: Any, stored: str) -> Any:
 def _grey_16(file: Image.Image, image: Image.Image, background: str) -> Tensor:
     """Grey pixels in [0, 1]; a TIFF says how many bits count, and whether 0 is white."""
     values, tags = np.asarray(image, dtype=np.int64), getattr(file, "tag_v2", {})
-    most = 2 ** int(tags.get(_BITS, (16,))[0]) - 1 if tags else _MOST
+    most = 2 ** int(tags.get(_BITS, (16,))[0]) - 1
     pixels = torch.from_numpy(values / most).float()[None]
     pixels = 1 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels
     if isinstance(image.info.get("transparency"), int):

@@ -67,9 +67,8 @@ class CondensationTrainer(Trainer):
                 say(f"made with a learned rate of {rate:.4g}; evaluation.recipe.lr is {callback.recipes[0].lr:.4g}")
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
             class_path = f"{type(model).__module__}.{type(model).__qualname__}"
-            used = {
-                "model": {"class_path": class_path, "init_args": {"network": condensed_with}}
-            }  # and nothing else of it
+            model_used = {"class_path": class_path, "init_args": {"network": condensed_with}}  # and nothing else of it
+            used = {"model": model_used}
             callback.note_configuration({**callback.configuration, **used})
             if self.is_global_zero and (path := callback.folder / "config.yaml").is_file():
                 saved = {**yaml.safe_load(path.read_text(encoding="utf-8")), **used}

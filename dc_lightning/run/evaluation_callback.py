@@ -30,7 +30,7 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import make_network, normalises_small_maps
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.run.checkpoints import Checkpoints
-from dc_lightning.run.folder import is_resumed, is_taken, run_folder, taken
+from dc_lightning.run.folder import is_resumed, run_folder, taken
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.results import Column, Evaluated, environment, now, print_table, write_results
 from dc_lightning.seeds import derive_seed
@@ -167,8 +167,9 @@ class EvaluationCallback(Callback):
 
     def _require_free(self, trainer: Trainer) -> None:
         """All processes refuse together."""
-        if trainer.strategy.broadcast(self._writes(trainer) and not is_resumed(trainer) and is_taken(self.folder)):
-            raise InputError(taken(self.folder))
+        is_new = self._writes(trainer) and not is_resumed(trainer)
+        if said := trainer.strategy.broadcast(taken(self.folder) if is_new else ""):
+            raise InputError(said)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the settings of the final evaluation before the run starts."""

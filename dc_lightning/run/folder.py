@@ -23,13 +23,10 @@ def is_resumed(trainer: Trainer) -> bool:
     return hasattr(trainer, _RESUMED) or trainer.ckpt_path is not None
 
 
-def is_taken(folder: Path) -> bool:
-    """Whether a folder holds the results of a run."""
-    return (folder / "results.json").is_file()
-
-
 def taken(folder: Path) -> str:
-    """What is said of such a folder, where another run would take it."""
+    """What is said to a new run if its folder holds the results of another one; nothing if it does not."""
+    if not (folder / "results.json").is_file():
+        return ""
     return (
         f"'{folder}' holds the results of another run, which would be lost; give another folder or "
         "--trainer.logger.version, or resume it by --ckpt_path."
@@ -43,8 +40,8 @@ def require_free_logger(trainer: Trainer) -> None:
         InputError: if it has.
     """
     logger: Any = trainer.loggers[0] if trainer.loggers else None
-    if isinstance(logger, TensorBoardLogger | CSVLogger) and is_taken(Path(logger.log_dir)):
-        raise InputError(taken(Path(logger.log_dir)))
+    if isinstance(logger, TensorBoardLogger | CSVLogger) and (said := taken(Path(logger.log_dir))):
+        raise InputError(said)
 
 
 def run_folder(trainer: Trainer) -> Path:
