@@ -5,9 +5,10 @@
 The plain version, in this file, is what anybody would write from the paper: PyTorch's own layers, class by class, whole
 batches, augmentation image by image with SciPy. Ours is what a run does. Each has a process of its own, since memory
 allocation is set for a whole process; they take turns. ConvNet, images of 1x28x28 (random pixels: the time is the
-same), 256 real images a class. All get the same inputs, and what they come to is compared: how far apart the images or
-weights are moved, relative to how far they are moved. With --compile ours is also timed with compiled networks; with
---options a matching step with every option by itself, and the parts of a round of IDC and DREAM. Then what Lightning
+same), 256 real images a class, on a GPU where there is one. All get the same inputs, and what they come to is
+compared: how far apart the images or weights are moved, relative to how far they are moved. With --compile ours is also
+timed with compiled networks; with --options a matching step of every method and with every option by itself, with the
+number of times that the host waits for a GPU in it, and the parts of a round of IDC and DREAM. Then what Lightning
 costs: the time between two matching steps with progress bar, TensorBoard and checkpoints on. Prints tables, and writes
 JSON.
 """
@@ -27,6 +28,7 @@ import tempfile
 import threading
 import time
 import types
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -70,7 +72,10 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 CLASSES, REAL, SHAPE = 10, 256, (1, 28, 28)
 IDC_REAL, OF_A_CLASS = 64, 6000  # IDC's real batch, and Fashion-MNIST's images, among which DREAM chooses
 SEED, EPOCHS = 7, 10  # of an evaluation
-TOLERANCES = {"ours": 1e-4, "compiled": 2e-2}  # float32, added in another order, and trained on from there
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+# float32, added in another order, and trained on from there; a GPU's convolutions take TF32, of three digits
+TOLERANCES = {"ours": 0.1, "compiled": 0.1} if ON_GPU else {"ours": 1e-4, "compiled": 2e-2}
 
 
 def plain_network(seed):
@@ -86,11 +91,11 @@ def plain_network(seed):
 
 
 def our_network(seed=0):
-    return make_network("ConvNet", Case.shape, seed)
+    return make_network("ConvNet", Case.shape, seed).to(DEVICE)
 
 
 def plain_gradient(network, images, label, create_graph=False):
-    loss = cross_entropy(network(images), torch.full((len(images),), label))
+    loss = cross_entropy(network(images), torch.full((len(images),), label, device=DEVICE))
     return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
 
 
@@ -118,7 +123,7 @@ def plain_matching_step(network, real, images, lr, momentum):
 
 def plain_augmentation(images, random):
     """Image by image, as the authors' code does it."""
-    images, mean = images.numpy().copy(), images.mean(dim=(0, 2, 3)).numpy()
+    images, mean = images.cpu().numpy().copy(), images.mean(dim=(0, 2, 3)).cpu().numpy()
     height, width = images.shape[2:]
     for number, image in enumerate(images):
         match random.choice(["crop", "scale", "rotate"]):
@@ -138,20 +143,22 @@ def plain_augmentation(images, random):
                 turned = scipy_rotate(image, random.randint(-45, 45), axes=(-2, -1), cval=mean.mean())
                 top, left = (turned.shape[1] - height) // 2, (turned.shape[2] - width) // 2
                 images[number] = turned[:, top : top + height, left : left + width]
-    return torch.from_numpy(images)
+    return torch.from_numpy(images).to(DEVICE)
 
 
 def plain_training(network, images, labels, batches, **sgd):
     optimizer = torch.optim.SGD(network.parameters(), **sgd)
     for rows in batches:
         optimizer.zero_grad()
+        rows = rows.to(DEVICE)
         cross_entropy(network(images[rows]), labels[rows]).backward()
         optimizer.step()
 
 
 def plain_accuracy(network, images, labels):
     with torch.no_grad():
-        right = [(network(images[a : a + 256]).argmax(1) == labels[a : a + 256]) for a in range(0, len(images), 256)]
+        batches = zip(images.split(256), labels.split(256), strict=True)
+        right = [network(batch.to(DEVICE)).argmax(1) == wanted.to(DEVICE) for batch, wanted in batches]
     return float(torch.cat(right).float().mean())
 
 
@@ -183,17 +190,18 @@ class Way:
     compile: bool = False
     own_pooling: bool = True
     precision: str = "32-true"
+    tf32: bool = True
     model: dict[str, Any] = field(default_factory=dict)
     method: type[Condenser] = CondensationModule
 
 
 WAYS = {"plain": Way(plain=True, keep_freed_memory=False), "ours": Way()}
 COMPILED = Way(compile=True)
-OPTIONS = {
-    "--keep_freed_memory false": Way(keep_freed_memory=False),
+ON_ONE = {"without TF32": Way(tf32=False)} if ON_GPU else {"--keep_freed_memory false": Way(keep_freed_memory=False)}
+OPTIONS = ON_ONE | {
     "PyTorch's average pooling": Way(own_pooling=False),
     "--compile true": COMPILED,
-    "--model.real_chunk_size 256": Way(model={"real_chunk_size": REAL}),
+    "--model.real_chunk_size": Way(model={"real_chunk_size": 64 if ON_GPU else REAL}),
     "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
     "DSA": Way(model={"augmentation": "siamese"}),
     "DM": Way(method=DistributionMatching),
@@ -213,11 +221,19 @@ class Case:
         inner = {"inner_epochs": 1} if way.method is CondensationModule else {}
         self.module = way.method(ipc=ipc, **inner, **way.model)
         self.trainer = pl.Trainer(
-            accelerator="cpu", precision=way.precision, logger=False, enable_checkpointing=False, max_epochs=0
+            accelerator="auto",
+            devices=1,
+            precision=way.precision,
+            logger=False,
+            enable_checkpointing=False,
+            max_epochs=0,
         )
         self.trainer.datamodule, self.module.trainer = self.data, self.trainer
         self.trainer.strategy.connect(self.module)
         self.module.setup("fit")
+        self.module.to(DEVICE)
+        self.module._losses = self.module._losses.to(DEVICE)
+        self.data.real = self.data.real.to(DEVICE)
         self.trainer.strategy.optimizers = [self.module.configure_optimizers()]
         self.images, self.labels = self.module.images.detach().clone(), self.module.labels
         seed = derive_seed(self.module.seed, "network", 0)
@@ -267,10 +283,9 @@ class Case:
                 plain_training(trained, self.images, self.labels, batches, lr=lr, momentum=0.9, weight_decay=5e-4)
             accuracy = plain_accuracy(trained, *map(torch.cat, zip(*self.data.test_dataloader(), strict=True)))
         else:
-            recipe, cpu = Recipe(epochs=EPOCHS - 1), torch.device("cpu")
-            data = self.data
-            synthetic = SyntheticSet(self.images, self.labels, data.mean, data.std, data.class_names)
-            accuracy, trained = train_and_test(synthetic, Job("ConvNet", recipe, SEED), data, cpu)
+            recipe, data = Recipe(epochs=EPOCHS - 1), self.data
+            synthetic = SyntheticSet(self.images.cpu(), self.labels.cpu(), data.mean, data.std, data.class_names)
+            accuracy, trained = train_and_test(synthetic, Job("ConvNet", recipe, SEED), data, DEVICE)
         return [moved(trained, our_network(SEED)), [torch.tensor([accuracy, 1 - accuracy])]]
 
 
@@ -333,7 +348,7 @@ def augment(count: int, way: Way) -> int:
 
     Ours takes all epochs of an evaluation, of which the first pay for the others; SciPy takes as long in each of some.
     """
-    images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     if way.plain:
         random, epochs = np.random.RandomState(0), max(1, 2048 // count)
         for _ in range(epochs):
@@ -341,7 +356,7 @@ def augment(count: int, way: Way) -> int:
     else:
         epochs = Recipe().epochs_of(augmented=True) + 1
         augmentation = make_augmentation(["crop", "scale", "rotate"], Noise())
-        for _ in Batches(images, torch.zeros(count), 256, epochs, SEED, augmentation):
+        for _ in Batches(images, torch.zeros(count, device=DEVICE), 256, epochs, SEED, augmentation):
             pass
     return epochs
 
@@ -353,15 +368,18 @@ def serve(asked: Connection, way: Way) -> None:
     if not way.own_pooling:
         AveragePooling.forward = lambda self, images: avg_pool2d(images, 2)  # type: ignore[method-assign]
     compile_networks(way.compile)
+    torch.backends.cudnn.allow_tf32 = way.tf32
     case = functools.cache(lambda ipc: (Round if issubclass(way.method, IDC) else Case)(ipc, way))
     while question := asked.recv():
         part, number = question
         if part == "augmentation":
             took, epochs = seconds(functools.partial(augment, number, way))
             asked.send((took / epochs, []))
+        elif part == "host_waits":
+            asked.send((host_waits(case(number).matching_step), []))
         else:
             took, found = seconds(getattr(case(number), part))
-            asked.send((took, [torch.cat([t.flatten() for t in tensors]).numpy() for tensors in found]))
+            asked.send((took, [torch.cat([t.flatten().float() for t in tensors]).cpu().numpy() for tensors in found]))
 
 
 @contextlib.contextmanager
@@ -410,7 +428,21 @@ def gigaflop(function):
 def seconds(function):
     begun = time.perf_counter()
     found = function()
+    if ON_GPU:
+        torch.cuda.synchronize()
     return time.perf_counter() - begun, found
+
+
+def host_waits(function):
+    """How often the host waits for the GPU meanwhile."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
 class Idle(CondensationModule):
@@ -418,9 +450,10 @@ class Idle(CondensationModule):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.times = []
+        self.times, self.bar_is_open = [], True
 
     def training_step(self, batch, batch_idx):
+        self.bar_is_open &= self.trainer.progress_bar_callback._run is not None
         begun = time.perf_counter()
         super().training_step(batch, batch_idx)
         self.times.append((begun, time.perf_counter()))
@@ -447,28 +480,32 @@ def terminal():
 
 def overhead(iterations=1000):
     """Seconds of Lightning's between two matching steps, everything on that is on by default."""
-    bar = RunProgress()
     with tempfile.TemporaryDirectory() as folder, terminal():
         module = Idle(network="ConvNetD1")
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator="auto",
+            devices=1,
             max_epochs=iterations,
             logger=TensorBoardLogger(folder, default_hp_metric=False),
             log_every_n_steps=1,
             enable_model_summary=False,
-            callbacks=[bar, Checkpoints(), EvaluationCallback(num_networks=1, every_n=0, recipe=Recipe(epochs=1))],
+            callbacks=[
+                RunProgress(),
+                Checkpoints(),
+                EvaluationCallback(num_networks=1, every_n=0, recipe=Recipe(epochs=1)),
+            ],
         )
         trainer.fit(module, datamodule=Noise(batch_real=1))
-    assert bar._run is not None, "the progress bar was not open"
+    assert module.bar_is_open, "the progress bar was not open"
     between = [begun - ended for (_, ended), (begun, _) in itertools.pairwise(module.times)]
     return statistics.fmean(between), statistics.median(between)
 
 
 def convolution_rate():
     """GFLOP/s of the largest convolution of the ConvNet, forward and backward, the best of several batches."""
-    best, weight = 0.0, torch.randn(128, 128, 3, 3, requires_grad=True)
-    for count in (32, 64, 128):
-        images = torch.randn(count, 128, 16, 16, requires_grad=True)
+    best, weight = 0.0, torch.randn(128, 128, 3, 3, device=DEVICE, requires_grad=True)
+    for count in (32, 64, 128, *[1024][:ON_GPU]):
+        images = torch.randn(count, 128, 16, 16, device=DEVICE, requires_grad=True)
         flop = 3 * 2 * count * 16 * 16 * 128 * 128 * 9
 
         def step(images=images):
@@ -496,27 +533,28 @@ def main():
             for part in (*["real_gradient"][: ipc == options.ipc[0]], "matching_step", "inner_epoch", "evaluation"):
                 found = alternate(pipes, part, ipc, options.rounds)
                 rows.append({"part": part, "ipc": ipc, **found, "gflop": gigaflop(getattr(case, part))})
-    with processes(WAYS) as pipes:
+        plain_and_ours = {name: pipes[name] for name in WAYS}
         for ipc in options.ipc:
-            found = alternate(pipes, "augmentation", CLASSES * ipc, 3 * options.rounds)
+            found = alternate(plain_and_ours, "augmentation", CLASSES * ipc, 3 * options.rounds)
             rows.append({"part": "augmentation", "ipc": ipc, **found})
-    for name, way in OPTIONS.items() if options.options else ():
-        with processes({"default": Way(), name: way}) as pipes:
-            one_by_one.append({"option": name, **alternate(pipes, "matching_step", 10, options.rounds)})
     of_a_round = []
-    for part, method in ROUND.items() if options.options else ():
-        with processes({"default": Way(method=method), "compiled": Way(method=method, compile=True)}) as pipes:
-            of_a_round += [{"part": part, "ipc": 1, **alternate(pipes, part, 1, options.rounds)}]
+    if options.options:
+        with processes({"default": Way(), **OPTIONS}) as pipes:
+            one_by_one = options_one_by_one(pipes, options.rounds)
+        for method in (IDC, DREAM):
+            with processes({"default": Way(method=method), "compiled": Way(method=method, compile=True)}) as pipes:
+                for part in (part for part, its_method in ROUND.items() if its_method is method):
+                    of_a_round += [{"part": part, "ipc": 1, **alternate(pipes, part, 1, options.rounds)}]
     mean, median = overhead()
-    show(rows, list(ways), rate)
-    show_options(one_by_one)
-    show_round(of_a_round)
-    print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
     lightning = {"mean_seconds_between_steps": mean, "median_seconds_between_steps": median}
     content = {"convolution_gflop_per_second": rate, "parts": rows, "options": one_by_one, "lightning": lightning}
     content["round"] = of_a_round
     with open(options.output, "w") as file:
         json.dump({**content, **environment()}, file, indent=2)
+    show(rows, list(ways), rate)
+    show_options(one_by_one)
+    show_round(of_a_round)
+    print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
     apart = [
         f"{row['part']} at ipc {row['ipc']}, {way}"
         for row in rows
@@ -525,6 +563,19 @@ def main():
     ]
     if apart:
         sys.exit(f"Different results: {', '.join(apart)}")
+
+
+def options_one_by_one(pipes: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
+    """A matching step at ten images a class with each option, beside the default."""
+    found = alternate(pipes, "matching_step", 10, rounds)
+    rows = []
+    for name in OPTIONS:
+        took = {way: found["seconds"][way] for way in ("default", name)}
+        rows.append({"option": name, "seconds": took, "difference": found["difference"][name]})
+        if ON_GPU:
+            pipes[name].send(("host_waits", 10))
+            rows[-1]["host_waits"] = pipes[name].recv()[0]
+    return rows
 
 
 def ratios(seconds, base, way):
@@ -558,13 +609,13 @@ def show(rows, ways, rate):
 def show_options(rows):
     if not rows:
         return
-    table = Table(
-        "option", "default", "with it", "as fast", "difference", title="a matching step of ten classes, ipc 10"
-    )
+    names = ("option or method", "default", "with it", "as fast", "difference", "host waits")
+    table = Table(*names, title="a matching step of ten classes, ipc 10")
     for row in rows:
         name = row["option"]
-        medians = [f"{statistics.median(row['seconds'][way]):.3f}" for way in ("default", name)]
-        table.add_row(name, *medians, ratios(row["seconds"], "default", name), f"{row['difference'][name]:.0e}")
+        medians = [f"{statistics.median(row['seconds'][way]):.4f}" for way in ("default", name)]
+        cells = [ratios(row["seconds"], "default", name), f"{row['difference']:.0e}", str(row.get("host_waits", ""))]
+        table.add_row(name, *medians, *cells)
     Console(width=170).print(table)
 
 
@@ -575,7 +626,7 @@ def show_round(rows):
         "part", "seconds", "compiled", "as fast", title="a round of IDC: ten classes, factor 2, 64 real images, ipc 1"
     )
     for row in rows:
-        medians = [f"{statistics.median(row['seconds'][way]):.3f}" for way in ("default", "compiled")]
+        medians = [f"{statistics.median(row['seconds'][way]):.4f}" for way in ("default", "compiled")]
         table.add_row(row["part"].replace("_", " "), *medians, ratios(row["seconds"], "default", "compiled"))
     Console(width=170).print(table)
 

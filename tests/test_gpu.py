@@ -1,12 +1,15 @@
 """On a GPU: every method as on the CPU, no wait for the device within a matching step, precisions and compilation."""
 
+import json
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TinyData, quiet_trainer
 
 import dc_lightning
-from dc_lightning import Evaluator, Recipe
+from dc_lightning import CondensationModule, Evaluator, Recipe
+from dc_lightning.cli import main
 from dc_lightning.compilation import compile_networks
 from dc_lightning.evaluation import load_recipe
 
@@ -20,6 +23,11 @@ METHODS = {
     "IDC": ("IDC", {"outer_steps": 3, "network_images": 30, "batch_network": 8}),
     "DREAM": ("DREAM", {"outer_steps": 3, "network_images": 30, "batch_network": 8, "interval": 2}),
 }
+
+
+@pytest.fixture(autouse=True)
+def float32_as_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # PyTorch's default on a GPU: three digits
 
 
 class NoWait(pl.Callback):
@@ -74,3 +82,51 @@ def test_networks_are_trained_and_tested_there(recipe, tmp_path):
     chosen: Recipe = load_recipe(recipe).with_epochs(3)
     (score,) = Evaluator(method.data, torch.device("cuda", 0)).score([method.synthetic_set(3)], [NETWORK], 2, chosen)
     assert len(score.accuracies) == 2
+
+
+COMMANDS = {
+    "fit": "fit --model.ipc 2 --model.inner_epochs 1 --trainer.max_epochs 2 --evaluation.whole_set_epochs 1 "
+    "--evaluation.features_network MLP "
+    "--evaluation.baselines [random,herding,k-center,forgetting,8-bit,whole_set]",
+    "fit with BatchNorm": "fit --model.ipc 2 --model.inner_epochs 1 --trainer.max_epochs 2 --model.init k-means "
+    "--data.size [8,8] --model.network ConvNetBN --evaluation.networks [ConvNetD1,ConvNetBN]",
+    "select": "select --method herding --model.ipc 2 --evaluation.features_network MLP",
+    "continual": "continual --data.classes 6 --model.network MLP --model.ipc 2 --model.outer_steps 2 "
+    "--trainer.max_epochs 2 --protocol.steps 3 --protocol.orders 1 --evaluation.features_network MLP "
+    "--protocol.memories [condensed,herding]",
+    "architecture-search": "architecture-search --data.size [8,8] --space.width [4,8] --space.depth [1] "
+    "--space.sample 3 --proxies [random] --model.ipc 1 --evaluation.whole_set_epochs 1",
+}
+"""Whole commands on toy data, of which those without a network take the MLP."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_run_there(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    words = [word.replace("whole_set]", "whole set]") for word in COMMANDS[name].split()]
+    words = [words[0], "--data", "conftest.TinyData", *words[1:], "--trainer.accelerator", "gpu"]
+    words += ["--trainer.devices", "1"]
+    words += ["--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2"]
+    words += ["--model.network", "MLP"] * (words[0] in ("fit", "select") and "--model.network" not in words)
+    assert main(words) == 0
+    (file,) = tmp_path.rglob("results.json")
+    scores = [score["mean"] for column in json.loads(file.read_text())["columns"] for score in column["scores"]]
+    assert scores
+    assert all(0 <= mean <= 1 for mean in scores)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    def run(epochs, **how):
+        method = CondensationModule(network=NETWORK, ipc=2, outer_steps=3, inner_epochs=2, lr_images=0.01)
+        trainer = quiet_trainer(tmp_path, max_epochs=epochs, accelerator="gpu", devices=1)
+        trainer.fit(method, datamodule=TinyData(batch_real=8), **how)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return method.synthetic_set(epochs).images
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        run(2)
+        assert torch.equal(run(4, ckpt_path=tmp_path / "2.ckpt"), run(4))
+    finally:
+        torch.use_deterministic_algorithms(False)
