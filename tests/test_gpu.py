@@ -46,7 +46,8 @@ def condense(tmp_path, name, accelerator, precision="32-true", callbacks=()):
     trainer = quiet_trainer(
         tmp_path, max_epochs=3, accelerator=accelerator, devices=1, precision=precision, callbacks=list(callbacks)
     )
-    trainer.fit(method, datamodule=TinyData(batch_real=8))
+    # of twelve images of a class; a cluster of two has its centre midway, so that rounding would choose
+    trainer.fit(method, datamodule=TinyData(batch_real=12 if name == "DREAM" else 8))
     return method
 
 
