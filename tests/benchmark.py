@@ -178,7 +178,7 @@ class Noise(CondensationDataModule):
 
 def moved(network, start):
     pairs = zip(network.parameters(), start.parameters(), strict=True)
-    return [after.detach() - before.detach() for after, before in pairs]
+    return [after.detach().cpu() - before.detach().cpu() for after, before in pairs]
 
 
 @dataclass(frozen=True)

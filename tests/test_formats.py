@@ -180,7 +180,11 @@ def test_sets_that_ship_are_found_by_name_and_listed(tmp_path, monkeypatch, caps
     assert torch.equal(load_synthetic(folder)[0].images, by_short_name.images)
     assert main(["sets"]) == 0
     listed = capsys.readouterr().out
-    assert "fashion_mnist_dc_ipc10/seed_0 = FashionMNIST/ipc10: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
+    assert "fashion_mnist_dc_ipc10/seed_0: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
+    assert (
+        "fashion_mnist_idc_i_ipc10/seed_0 = FashionMNIST/ipc10: IDC-I, 84.5 ± 0.3 % (ConvNet, n=3, recipe IDC)"
+        in listed
+    )
     assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "out", "--to", "parquet"]) == 0
     assert "Score: 70.8 ± 0.8 %" in Path("out/README.md").read_text()
     assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "folder"]) == 0

@@ -78,7 +78,7 @@ def test_its_set_is_evaluated_and_reported_under_its_name_beside_no_papers_figur
     capsys.readouterr()
     assert main(["report", "reported", "--output", "report"]) == 0
     text = Path("report/report.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| FashionMNIST: PixelMatching")]
+    rows = [line for line in text.splitlines() if line.startswith("| PixelMatching")]
     assert len(rows) == 2  # settings of its own keep them apart
     assert all("(" not in row for row in rows)
     assert "weight 0.25" in text

@@ -110,7 +110,7 @@ def test_a_custom_set_is_told_apart_with_its_departures_in_a_note(change, said, 
     text = "\n".join(table.markdown() for table in tables(rows))
     assert said in text
     if change.get("network", "ConvNet") == "ConvNet":
-        assert "| FashionMNIST: DC, custom [1] |" in text
+        assert "| DC, custom [1] |" in text
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_several_recipes_are_rows_of_their_own_and_only_a_methods_own_has_the_pa
     path.write_text(json.dumps(content))
     rows = collect([tmp_path]).rows
     text = "\n".join(table.markdown() for table in tables(rows))
-    assert "| FashionMNIST: DC | 71.0 ± 1.0 (70.5 ± 0.6), n=2 |" in text
-    assert "| FashionMNIST: DC, recipe DSA | 80.0 ± 0.0, n=2 |" in text
+    assert "| DC | 71.0 ± 1.0 (70.5 ± 0.6), n=2 |" in text
+    assert "| DC, recipe DSA | 80.0 ± 0.0, n=2 |" in text
 
 
 def test_a_set_of_a_shipped_preset_is_called_by_it(tmp_path):
@@ -199,8 +199,8 @@ def test_gain_over_random_and_share_of_the_whole_set(tmp_path):
     results(tmp_path / "whole", method="whole set", accuracies=(0.875,), epochs=19)
     rows = collect([tmp_path]).rows
     markdown = "\n".join(table.markdown() for table in tables(rows))
-    assert "| FashionMNIST: DC, custom [1] | 70.0 ± 0.0 (70.5 ± 0.6), n=2 |" in markdown
-    assert "| FashionMNIST: whole set, 20 epochs | 87.5 ± 0.0 (93.5 ± 0.1), n=1 |" in markdown
+    assert "| DC, custom [1] | 70.0 ± 0.0 (70.5 ± 0.6), n=2 |" in markdown
+    assert "| whole set, 20 epochs | 87.5 ± 0.0 (93.5 ± 0.1), n=1 |" in markdown
     assert "| ConvNet, 1 | DC, custom [1] | 70.0 ± 0.0 | 1, 2 | +20.0 | 80 | 27.4" in markdown
     assert "| ConvNet, 2 | herding, features after None epochs | 60.0 ± 0.0 | 1, 2 | +10.0 | 69 | 23.3" in markdown
     assert "| DC, 11 test epochs | 30.0 ± 0.0 | 1, 2 | +20.0 | 34 |" in markdown

@@ -77,18 +77,20 @@ def table_1(rows: Sequence[Row]) -> Matrix:
     rows = [row for row in rows if row.key.tested_on == "ConvNet" and row.key.distance in ("", "ours")]
     rows = [row for row in rows if row.key.network in ("", "ConvNet")]
     counts, notes = sorted({row.key.ipc for row in rows if row.key.ipc}), Notes()
-    table = Matrix("Test accuracy of a ConvNet in % (the paper's in brackets)", "set")
+    datasets = {row.key.dataset for row in rows}
+    where = f" on {datasets.copy().pop()}" if len(datasets) == 1 else ""
+    table = Matrix(f"Test accuracy of a ConvNet{where} in % (the paper's in brackets)", "set")
     names = {ipc: f"{ipc} per class" for ipc in counts}
     table.columns = [*names.values(), "hours"] if counts else ()
     hours: dict[str, list[str]] = {}
     for row in rows:
-        label = f"{row.key.dataset}: {notes.mark(row)}"
+        label = notes.mark(row) if where else f"{row.key.dataset}: {notes.mark(row)}"
         if row.key.method == "whole set":
             table.cells[label, names[counts[-1]] if counts else "whole set"] = _cell(row)
             continue
         table.cells[label, names[row.key.ipc]] = _cell(row)
         if row.hours and row.key.method not in BOUNDS:
-            hours.setdefault(label, []).append(f"{fmean(row.hours):.1f}")
+            hours.setdefault(label, []).append(f"{fmean(row.hours):.1f}{' GPU' if row.on_gpu else ''}")
     for label, found in hours.items():
         table.cells[label, "hours"] = " / ".join(found)
     table.notes = notes.lines()

@@ -72,6 +72,7 @@ class Row:
     # in [0, 1], by the seed of the set and that of the test network: what is found twice counts once
     accuracies: dict[tuple[int, int], float] = field(default_factory=dict)
     hours: list[float] = field(default_factory=list)  # of each run, from start to results
+    on_gpu: bool = False  # where they were spent
     folders: list[Path] = field(default_factory=list)  # of each run
     curves: list[list[tuple[int, float]]] = field(default_factory=list)  # of each run, by outer iterations
     curves_on: str = "test"  # split
@@ -308,6 +309,7 @@ def collect(folders: Sequence[Path]) -> Found:
                     known.folders += row.folders
                 if new and content.get("kind") == "condensation" and "seconds" in content:
                     known.hours.append(float(content["seconds"]) / 3600)
+                    known.on_gpu = str(content.get("device")).startswith("cuda")
     return Found(sorted(rows.values(), key=in_order), read, problems, experiments)
 
 
