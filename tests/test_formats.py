@@ -64,6 +64,10 @@ def test_parquet_opens_in_datasets_and_its_card_is_one_of_a_hub(synthetic, tmp_p
     assert np.array_equal(np.array(table[3]["pixels"], dtype=np.float32), synthetic.images[3].numpy())
     whole = datasets.load_dataset(str(tmp_path / "out"), split="train")  # as a hub would, by the card
     assert len(whole) == 6
+    assert torch.equal(load_synthetic(tmp_path / "out")[0].images, synthetic.images)
+    (tmp_path / "out/data/b.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match="does not say how its images are normalised"):
+        load_synthetic(tmp_path / "out")
     header, text = (tmp_path / "out/README.md").read_text().split("---\n")[1:3]
     assert yaml.safe_load(header)["task_categories"] == ["image-classification"]
     assert "# Pets, condensed by test" in text

@@ -160,7 +160,7 @@ Score: {scores or "not stated"}.
 ```python
 from dc_lightning import load_synthetic
 
-(synthetic,) = load_synthetic("data/train-00000-of-00001.parquet")  # a torch Dataset of (image, label)
+(synthetic,) = load_synthetic("path/of/this/folder")  # a torch Dataset of (image, label)
 images, labels = synthetic.decoded()  # what a network trains on, normalised
 ```
 

@@ -56,8 +56,8 @@ def load_synthetic(
     Args:
         path: ours (``synthetic.pt``, or what ``export`` wrote); a published ``.pt``: of DC, DSA and DM (normalised), of
             IDC and DREAM (pixels; asks for ``factor``), of MTT and its kin (``images_*.pt`` beside ``labels_*.pt``;
-            asks for ``space``); a folder of images in ImageFolder layout; the folder of a run, for its synthetic.pt;
-            or a set that ships (`ready_sets`), by name.
+            asks for ``space``); a folder of images in ImageFolder layout; the folder of a run, for its synthetic.pt,
+            or one for a hub, for its Parquet file; or a set that ships (`ready_sets`), by name.
         mean: for files that do not say it; ours and exported folders do.
         std: likewise.
         class_names: likewise.
@@ -67,7 +67,7 @@ def load_synthetic(
         InputError: if the file is missing, corrupt, of another form, or would have to run code to be read.
     """
     path = Path(path) if Path(path).exists() else ready_set(str(path)).path
-    path = path / "synthetic.pt" if (path / "synthetic.pt").is_file() else path
+    path = _file_of_folder(path)
     if "whitening" in unsaid and (path.is_dir() or path.suffix != ".pt" or "images" not in path.name):
         raise InputError(
             f"whitening goes with images_*.pt and labels_*.pt beside them; '{path}' is another kind of set."
@@ -96,6 +96,12 @@ def load_synthetic(
         f"'{path}' is not a synthetic set: expected a file of this package, or a published form such as "
         "{'data': [[images, labels], ...]}."
     )
+
+
+def _file_of_folder(path: Path) -> Path:
+    """The file that a folder of a run or for a hub holds; any other path as it is."""
+    held = [file for file in (path / "synthetic.pt", *sorted(path.glob("data/*.parquet"))) if file.is_file()]
+    return held[0] if len(held) == 1 or held[:1] == [path / "synthetic.pt"] else path
 
 
 def _of_others(content: Any, path: Path, unsaid: Unsaid) -> tuple[Any, Any, Space, int] | None:
