@@ -9,7 +9,9 @@ import pytest
 from conftest import TinyData
 from PIL import Image
 
+from dc_lightning import load_recipe
 from dc_lightning.cli import main
+from dc_lightning.data import FashionMNIST
 from dc_lightning.evaluation.baselines import random_set
 from dc_lightning.evaluation.fairness import augmentation_robust_score, label_robust_score
 from dc_lightning.experiments.leaderboard import leaderboards
@@ -264,6 +266,20 @@ def test_a_leaderboard_gives_the_robust_scores(tmp_path):
     assert lrs["randomDSA"] == f"{label_robust_score(0, 0.4):.1f}"
     assert board.cells[rows["DSADSA"], "ARS"] == f"{augmentation_robust_score(0.3, 0.1):.1f}"
     assert board.cells[rows["randomDSA"], "ARS"] == f"{augmentation_robust_score(0, 0):.1f}"
+
+
+def test_the_whole_set_is_the_bound_of_a_recipe_with_cutmix_without_it(tmp_path):
+    names = load_recipe("idc").augmentation_names("ConvNet", FashionMNIST)
+    assert names[-1] == "cutmix(0.5)"
+    for name, mean in {"IDC": 0.8, "random": 0.5, "whole set": 0.9}.items():
+        results(tmp_path / name, method=name, accuracies=(mean,))
+        used = {"recipe": "IDC", "epochs": 1000, "augmentation": names[:-1] if name == "whole set" else names}
+        edited(
+            tmp_path / name / "results.json", lambda content, used=used: content["columns"][0]["scores"][0].update(used)
+        )
+    (board,) = leaderboards(collect([tmp_path]).rows)
+    (row,) = [row for row in board.row_names() if board.cells[row, "set"].startswith("IDC")]
+    assert board.cells[row, "LRS"] == f"{label_robust_score(0.3, 0.1):.1f}"
 
 
 def test_rows_and_columns_have_the_papers_order(tmp_path):

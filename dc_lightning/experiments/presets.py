@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -159,12 +159,13 @@ def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epo
     Args:
         content: of results.json.
         score: one of its scores.
-        epochs: E in place of the recipe's.
+        epochs: E in place of the recipe's, of the whole set, which is trained without CutMix.
     """
     try:
         recipe = _recipe_of(str(score.get("recipe", "DC")))
     except ValueError:
         return []
+    recipe = recipe if epochs is None else replace(recipe, cutmix=0.0)
     settings = ((content.get("configuration") or {}).get("evaluation") or {}).get("recipe") or {}
     numbers = ("lr", "momentum", "weight_decay", "batch_size", "milestones", "lr_factor", "fresh_momentum")
     found = []
