@@ -24,8 +24,9 @@ from dc_lightning.synthetic import load_synthetic
 
 ARGS = (
     "fit --data conftest.TinyData --model.network MLP --model.ipc 2 --model.outer_steps 3 --model.inner_epochs 1 "
-    "--model.lr_images_cooldown 0.5 --trainer.max_epochs 12 --trainer.accelerator cpu --evaluation.num_networks 2 "
-    "--evaluation.every_n 4 --evaluation.recipe.epochs 4 --checkpoint.every_n 4 --checkpoint.last_every_seconds 0"
+    "--model.lr_images 5 --model.lr_images_cooldown 0.5 --model.pixels unit --trainer.max_epochs 12 "
+    "--trainer.accelerator cpu --evaluation.num_networks 2 --evaluation.every_n 4 --evaluation.recipe.epochs 4 "
+    "--checkpoint.every_n 4 --checkpoint.last_every_seconds 0"
 ).split()
 
 
@@ -53,6 +54,8 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert run(ARGS, folder) == 0
     found = outcome(folder)
+    pixels = load_synthetic(folder / RUN / "synthetic.pt")[0].denormalised()
+    assert ((pixels - 0.5).abs() > 0.5 - 1e-5).double().mean() > 0.1  # many at a bound, which a resume must find again
     assert [step for step, _ in found[3]["matching_loss"]] == list(range(1, 13))
     assert [step for step, _ in found[3]["accuracy/MLP"]] == found[4] == [0, 4, 8, 12]
     return found
