@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import RUN, run
-from conftest import TinyData
+from conftest import TinyData, some_slow
 
 from dc_lightning import InputError
 from dc_lightning.cli import main
@@ -147,7 +147,7 @@ def test_the_same_command_trains_nothing_again(whole, monkeypatch):
     assert results["seconds_of"]["random"] > 0  # noted when they were trained
 
 
-@pytest.mark.parametrize("count", [3, 16])  # random, early stopping
+@pytest.mark.parametrize("count", some_slow([3, 16], [16]))  # random, early stopping
 def test_killed_and_resumed(whole, tmp_path, count):
     assert run(ARGS, tmp_path, TRAINING, count) == -signal.SIGKILL
     words = [*ARGS, "--trainer.logger.version", "0"]

@@ -183,7 +183,7 @@ def test_the_same_command_trains_nothing_again(whole, monkeypatch):
     assert again["learnt"] == learnt(whole)
 
 
-@pytest.mark.parametrize("count", some_slow([3, 9, 21], [3, 21]))  # first condensation, a network, a later memory
+@pytest.mark.parametrize("count", some_slow([3, 9, 21], [21]))  # first condensation, a network, a later memory
 def test_killed_and_resumed(whole, tmp_path, count):
     words = [*ARGS, "--protocol.memories", "[condensed, random]", "--trainer.logger.version", "0"]
     assert run(words, tmp_path, "inside a file write", count) == -signal.SIGKILL

@@ -1,5 +1,6 @@
 """IDC and DREAM as runs: resume to the same bits, several processes, files, what is drawn, bad input."""
 
+import itertools
 import json
 import signal
 
@@ -8,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from children import RUN, run
-from conftest import TinyData, quiet_trainer
+from conftest import TinyData, quiet_trainer, some_slow
 from scipy.ndimage import affine_transform
 from test_resume import assert_same, outcome
 
@@ -42,7 +43,7 @@ def whole(request, tmp_path_factory):
     return ARGS[request.param], folder
 
 
-@pytest.mark.parametrize("count", [3, 9])
+@pytest.mark.parametrize("count", some_slow([3, 9], [9]))
 def test_resume_after_a_kill_gives_the_same_bits(count, whole, tmp_path):
     """Within an outer iteration: network, its momentum, the place in the passes over the real images, the choice."""
     args, folder = whole
@@ -290,8 +291,12 @@ def independent(image, strategy, generator):
     return image
 
 
-@pytest.mark.parametrize("strategy", ["color_crop_cutout", "color_crop_flip_scale_rotate", "crop_scale_rotate"])
-@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 8, 8)], ids=str)
+STRATEGIES = ("color_crop_cutout", "color_crop_flip_scale_rotate", "crop_scale_rotate")
+SHAPES = ((1, 12, 12), (3, 8, 8))
+FAST = list(zip(STRATEGIES, SHAPES, strict=False))
+
+
+@pytest.mark.parametrize(("strategy", "shape"), some_slow(list(itertools.product(STRATEGIES, SHAPES)), FAST), ids=str)
 def test_augmentation_has_the_distribution_of_an_independent_version(strategy, shape):
     """Mean and mean square of every pixel over 6,000 draws; images that all are drawn apart."""
     image = np.random.default_rng(0).normal(size=shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import run
+from conftest import some_slow
 from curves import read_curves
 from test_resume import assert_same, outcome
 
@@ -43,7 +44,7 @@ def test_it_learns(whole):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("count", [5, 12])
+@pytest.mark.parametrize("count", some_slow([5, 12], [12]))
 def test_resume_after_a_kill_gives_the_same_bits(count, whole, tmp_path):
     """Within an outer iteration too."""
     assert run(FIT, tmp_path, "after a checkpoint write", count) == -signal.SIGKILL

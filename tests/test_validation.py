@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from children import RUN, run
-from conftest import TinyData, quiet_trainer
+from conftest import TinyData, quiet_trainer, some_slow
 from test_resume import assert_same, outcome
 
 from dc_lightning import CondensationModule, EvaluationCallback, InputError, load_synthetic
@@ -106,7 +106,7 @@ def test_the_iteration_that_is_best_on_them_is_taken_and_tested_on_the_test_set(
     assert scores[0].accuracies == results["columns"][0]["scores"][0]["accuracies"]
 
 
-@pytest.mark.parametrize("count", [3, 9, 14])
+@pytest.mark.parametrize("count", some_slow([3, 9, 14], [9]))
 def test_a_run_that_was_killed_chooses_the_same(count, whole, tmp_path):
     assert run(ARGS, tmp_path, "after a checkpoint write", count) == -signal.SIGKILL
     assert run([*ARGS, "--ckpt_path", "auto"], tmp_path) == 0
