@@ -525,7 +525,7 @@ def main():
     parser.add_argument("--output", default="benchmark.json")
     options = parser.parse_args()
     keep_freed_memory()  # for the rate of the convolution
-    rate, rows, one_by_one, of_a_round = convolution_rate(), [], [], []
+    rate, rows = convolution_rate(), []
     ways = WAYS | ({"compiled": COMPILED} if options.compile else {})
     with processes(ways | (OPTIONS if options.options else {})) as pipes:
         in_turn = {name: pipes[name] for name in ways}
@@ -538,18 +538,18 @@ def main():
         for ipc in options.ipc:
             found = alternate(plain_and_ours, "augmentation", CLASSES * ipc, 3 * options.rounds)
             rows.append({"part": "augmentation", "ipc": ipc, **found})
+        content = {"convolution_gflop_per_second": rate, "parts": rows, **environment()}
+        save(options.output, content)
         if options.options:
-            one_by_one = options_one_by_one(pipes, options.rounds)
-            of_a_round = parts_of_a_round(pipes, options.rounds)
+            content["options"] = options_one_by_one(pipes, options.rounds)
+            save(options.output, content)
+            content["round"] = parts_of_a_round(pipes, options.rounds)
     mean, median = overhead()
-    lightning = {"mean_seconds_between_steps": mean, "median_seconds_between_steps": median}
-    content = {"convolution_gflop_per_second": rate, "parts": rows, "options": one_by_one, "lightning": lightning}
-    content["round"] = of_a_round
-    with open(options.output, "w") as file:
-        json.dump({**content, **environment()}, file, indent=2)
+    content["lightning"] = {"mean_seconds_between_steps": mean, "median_seconds_between_steps": median}
+    save(options.output, content)
     show(rows, list(ways), rate)
-    show_options(one_by_one)
-    show_round(of_a_round)
+    show_options(content.get("options", []))
+    show_round(content.get("round", []))
     print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
     apart = [
         f"{row['part']} at ipc {row['ipc']}, {way}"
@@ -559,6 +559,12 @@ def main():
     ]
     if apart:
         sys.exit(f"Different results: {', '.join(apart)}")
+
+
+def save(path: str, found: dict[str, Any]) -> None:
+    """Writes what there is so far: the later parts take minutes."""
+    with open(path, "w") as file:
+        json.dump(found, file, indent=2)
 
 
 def options_one_by_one(pipes: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
@@ -578,7 +584,7 @@ def options_one_by_one(pipes: dict[str, Connection], rounds: int) -> list[dict[s
 def parts_of_a_round(pipes: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
     """Of IDC, and DREAM's choice, which takes as long the first time."""
     found = [{"part": part, "ipc": 1, **alternate({"IDC": pipes["IDC"]}, part, 1, rounds)} for part in ROUND]
-    return [*found, {"part": "choice", "ipc": 1, **alternate({"DREAM": pipes["DREAM"]}, "choice", 1, 1, warm_up=0)}]
+    return [*found, {"part": "choice", "ipc": 10, **alternate({"DREAM": pipes["DREAM"]}, "choice", 10, 1, warm_up=0)}]
 
 
 def ratios(seconds, base, way):
