@@ -1,6 +1,7 @@
 """On a GPU: every method as on the CPU, no wait for the device within a matching step, precisions and compilation."""
 
 import json
+import shlex
 
 import pytest
 import pytorch_lightning as pl
@@ -86,31 +87,28 @@ def test_networks_are_trained_and_tested_there(recipe, tmp_path):
 
 
 COMMANDS = {
-    "fit": "fit --model.ipc 2 --model.inner_epochs 1 --trainer.max_epochs 2 --evaluation.whole_set_epochs 1 "
-    "--evaluation.features_network MLP "
-    "--evaluation.baselines [random,herding,k-center,forgetting,8-bit,whole_set]",
+    "fit": "fit --model.network MLP --model.ipc 2 --model.inner_epochs 1 --trainer.max_epochs 2 "
+    "--evaluation.whole_set_epochs 1 --evaluation.features_network MLP "
+    "--evaluation.baselines '[random, herding, k-center, forgetting, 8-bit, whole set]'",
     "fit with BatchNorm": "fit --model.ipc 2 --model.inner_epochs 1 --trainer.max_epochs 2 --model.init k-means "
     "--data.size [8,8] --model.network ConvNetBN --evaluation.networks [ConvNetD1,ConvNetBN]",
-    "select": "select --method herding --model.ipc 2 --evaluation.features_network MLP",
+    "select": "select --method herding --model.network MLP --model.ipc 2 --evaluation.features_network MLP",
     "continual": "continual --data.classes 6 --model.network MLP --model.ipc 2 --model.outer_steps 2 "
     "--trainer.max_epochs 2 --protocol.steps 3 --protocol.orders 1 --evaluation.features_network MLP "
     "--protocol.memories [condensed,herding]",
     "architecture-search": "architecture-search --data.size [8,8] --space.width [4,8] --space.depth [1] "
     "--space.sample 3 --proxies [random] --model.ipc 1 --evaluation.whole_set_epochs 1",
 }
-"""Whole commands on toy data, of which those without a network take the MLP."""
+"""Whole commands on toy data."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_run_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["dc-lightning"])
-    words = [word.replace("whole_set]", "whole set]") for word in COMMANDS[name].split()]
-    words = [words[0], "--data", "conftest.TinyData", *words[1:], "--trainer.accelerator", "gpu"]
-    words += ["--trainer.devices", "1"]
-    words += ["--evaluation.num_networks", "1", "--evaluation.recipe.epochs", "2"]
-    words += ["--model.network", "MLP"] * (words[0] in ("fit", "select") and "--model.network" not in words)
-    assert main(words) == 0
+    command, *words = shlex.split(COMMANDS[name])
+    small = "--evaluation.num_networks 1 --evaluation.recipe.epochs 2 --trainer.accelerator gpu --trainer.devices 1"
+    assert main([command, "--data", "conftest.TinyData", *words, *small.split()]) == 0
     (file,) = tmp_path.rglob("results.json")
     scores = [score["mean"] for column in json.loads(file.read_text())["columns"] for score in column["scores"]]
     assert scores

@@ -77,8 +77,7 @@ def table_1(rows: Sequence[Row]) -> Matrix:
     rows = [row for row in rows if row.key.tested_on == "ConvNet" and row.key.distance in ("", "ours")]
     rows = [row for row in rows if row.key.network in ("", "ConvNet")]
     counts, notes = sorted({row.key.ipc for row in rows if row.key.ipc}), Notes()
-    datasets = {row.key.dataset for row in rows}
-    where = f" on {datasets.copy().pop()}" if len(datasets) == 1 else ""
+    where = f" on {rows[0].key.dataset}" if len({row.key.dataset for row in rows}) == 1 else ""
     table = Matrix(f"Test accuracy of a ConvNet{where} in % (the paper's in brackets)", "set")
     names = {ipc: f"{ipc} per class" for ipc in counts}
     table.columns = [*names.values(), "hours"] if counts else ()

@@ -100,8 +100,10 @@ def load_synthetic(
 
 def _file_of_folder(path: Path) -> Path:
     """The file that a folder of a run or for a hub holds; any other path as it is."""
-    held = [file for file in (path / "synthetic.pt", *sorted(path.glob("data/*.parquet"))) if file.is_file()]
-    return held[0] if len(held) == 1 or held[:1] == [path / "synthetic.pt"] else path
+    if (path / "synthetic.pt").is_file():
+        return path / "synthetic.pt"
+    tables = list(path.glob("data/*.parquet"))
+    return tables[0] if len(tables) == 1 else path
 
 
 def _of_others(content: Any, path: Path, unsaid: Unsaid) -> tuple[Any, Any, Space, int] | None:
