@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import GOLDEN_FOLDER, TinyData, assert_golden, assert_golden_summary, fill_golden, quiet_trainer
+from conftest import (
+    GOLDEN_FOLDER,
+    TinyData,
+    assert_golden,
+    assert_golden_summary,
+    fill_golden,
+    quiet_trainer,
+    some_slow,
+)
 from conftest import normal as golden_normal
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -216,7 +224,7 @@ def test_networks_train_as_in_the_authors_code(entry, monkeypatch):
         assert_golden_summary(found[1], expected["last_weight"])
 
 
-@pytest.mark.parametrize("entry", GOLDEN["trajectory"], ids=settings_of)
+@pytest.mark.parametrize("entry", some_slow(GOLDEN["trajectory"], GOLDEN["trajectory"][:1]), ids=settings_of)
 def test_two_outer_iterations_are_those_of_the_authors_code(entry, tmp_path, ten_logits):
     """One step of the image optimizer a class, clamping, networks and their momentum."""
     ENTRY[0] = entry
@@ -251,7 +259,7 @@ def test_two_outer_iterations_are_those_of_the_authors_code(entry, tmp_path, ten
     assert_golden_summary(weights[1], entry["last_weight"])
 
 
-@pytest.mark.parametrize("entry", GOLDEN["evaluation"], ids=settings_of)
+@pytest.mark.parametrize("entry", some_slow(GOLDEN["evaluation"], GOLDEN["evaluation"][:1]), ids=settings_of)
 def test_training_by_the_recipe_is_that_of_the_authors_code(entry):
     ENTRY[0] = entry
     channels, size = entry["channels"], entry["size"]
