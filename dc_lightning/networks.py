@@ -26,13 +26,9 @@ Pooling = Literal["avg", "max", "none"]
 _WIDEST_PRODUCT = 64  # pixels; the product's work grows with the width, PyTorch's own pooling's does not
 
 
-def _is_mnist_like(channels: int, image_size: ImageSize) -> bool:
+def _padding(channels: int, image_size: ImageSize) -> int:
     """The paper pads one-channel 28x28 images by two more pixels, so that they count as 32x32."""
-    return channels == 1 and tuple(image_size) == (28, 28)
-
-
-def _halve(size: ImageSize, times: int) -> ImageSize:
-    return size[0] >> times, size[1] >> times
+    return 2 if channels == 1 and tuple(image_size) == (28, 28) else 0
 
 
 def _require(name: str, size: ImageSize, image_size: ImageSize, smallest: int) -> None:
@@ -119,7 +115,7 @@ class LeNet(Classifier):
     """LeNet-5 with ReLU and max pooling."""
 
     def __init__(self, channels: int, num_classes: int, image_size: ImageSize) -> None:
-        padding = 2 if _is_mnist_like(channels, image_size) else 0
+        padding = _padding(channels, image_size)
         height, width = (((s + 2 * padding - 4) // 2 - 4) // 2 for s in image_size)
         _require("LeNet", (height, width), image_size, 16)
         layers = [
@@ -141,12 +137,8 @@ class LeNet(Classifier):
 class _Blocks(Classifier):
     """Blocks of convolution, norm, activation and perhaps 2x2 pooling, then one linear layer.
 
-    Args:
-        shape: channels, number of classes, image size.
-        plan: filters, kernel size, and whether it ends with a pooling, for every block.
-        normalization: after every convolution.
-        activation: after every norm.
-        pooling: kind of the poolings.
+    ``shape`` is channels, number of classes, image size; ``plan`` says filters, kernel size, and whether there is a
+    pooling, for every block.
     """
 
     def __init__(
@@ -158,21 +150,21 @@ class _Blocks(Classifier):
         pooling: Pooling = "max",
     ) -> None:
         channels, num_classes, image_size = shape
-        size: ImageSize = (32, 32) if _is_mnist_like(channels, image_size) else (image_size[0], image_size[1])
+        padding = _padding(channels, image_size)  # of the first convolution, besides what keeps the size
+        height, width = (side + 2 * padding for side in image_size)
         halvings = sum(pooled for _, _, pooled in plan)
-        _require(type(self).__name__, _halve(size, halvings), image_size, 2**halvings)
-        padding = (size[0] - image_size[0]) // 2  # of the first convolution, besides what keeps the size
+        _require(type(self).__name__, (height >> halvings, width >> halvings), image_size, 2**halvings)
         layers: list[nn.Module] = []
         for filters, kernel, pooled in plan:
             layers.append(nn.Conv2d(channels, filters, kernel, padding=kernel // 2 + padding))
-            if (norm := _normalization(normalization, filters, size)) is not None:
+            if (norm := _normalization(normalization, filters, (height, width))) is not None:
                 layers.append(norm)
             layers.append(_ACTIVATIONS[activation]())
             if pooled:
                 layers.append(AveragePooling() if pooling == "avg" else nn.MaxPool2d(2))
-                size = _halve(size, 1)
+                height, width = height // 2, width // 2
             channels, padding = filters, 0
-        super().__init__(nn.Sequential(*layers), channels * size[0] * size[1], num_classes)
+        super().__init__(nn.Sequential(*layers), channels * height * width, num_classes)
 
 
 class ConvNet(_Blocks):
@@ -277,14 +269,13 @@ class ResNet18(Classifier):
             _normalization(normalization, 64, image_size) or nn.Identity(),
             nn.ReLU(inplace=True),
         ]
-        before, (height, width) = 64, image_size
+        before = 64
         for filters, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
             layers.append(_BasicBlock(before, filters, stride, normalization, average_pooling))
             layers.append(_BasicBlock(filters, filters, 1, normalization, average_pooling))
             before = filters
-            if stride == 2:
-                rounding = 0 if average_pooling else 1  # a strided convolution with padding rounds up
-                height, width = (height + rounding) // 2, (width + rounding) // 2
+        rounding = 0 if average_pooling else 7  # strided convolutions with padding round up
+        height, width = ((side + rounding) // 8 for side in image_size)
         name = "ResNet18_AP" if average_pooling else "ResNet18"
         if normalization == "instance":  # of a single pixel nothing is left
             _require(name, (height * width - 1,) * 2, image_size, 16 if average_pooling else 9)
@@ -421,14 +412,10 @@ def _for_small_images(network: nn.Module, shape: Shape) -> nn.Module:
 
 def _adapt_first_convolution(network: nn.Module, channels: int) -> None:
     found = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
-    if not found or found[0][1].in_channels == channels:
-        return
-    name, old = found[0]
-    kernel: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
-    new = nn.Conv2d(channels, old.out_channels, **kernel)
-    if old.bias is None:
-        new.bias = None
-    network.set_submodule(name, new)
+    name, old = found[0] if found else ("", None)
+    if old is not None and old.in_channels != channels:
+        kept: Any = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
+        network.set_submodule(name, nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **kept))
 
 
 def normalises_small_maps(spec: Spec, shape: Shape) -> bool:

@@ -1,6 +1,7 @@
 """Image files as a viewer shows them: upright, on a background where they are transparent, whatever their mode."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,8 @@ _EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".tga", ".pnm",
 _SCALED = ("PNG", "PPM")  # formats whose integers Pillow gives as 16 bits
 
 
-def _opened(path: str | Path | BinaryIO, read: Callable[[Image.Image], Any]) -> Any:
+@contextmanager
+def _opened(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.mode not in (*_GREY, *_COLOURED) or (image.mode == "I" and image.format not in _SCALED):
@@ -29,7 +31,7 @@ def _opened(path: str | Path | BinaryIO, read: Callable[[Image.Image], Any]) -> 
                     f"'{path}' has pixels of the mode {image.mode}, whose range is not known; save it with 8 or 16 "
                     "bits."
                 )
-            return read(image)
+            yield image
     except InputError:
         raise
     except Exception as error:  # whatever Pillow raises: OSError, ValueError, SyntaxError, DecompressionBombError, ...
@@ -43,7 +45,8 @@ def is_grey(path: str | Path | BinaryIO) -> bool:
     Raises:
         InputError: see `read_picture`.
     """
-    return bool(_opened(path, lambda image: image.mode in _GREY))
+    with _opened(path) as image:
+        return image.mode in _GREY
 
 
 def read_picture(path: str | Path | BinaryIO, channels: int, background: str = "white") -> Tensor:
@@ -60,8 +63,7 @@ def read_picture(path: str | Path | BinaryIO, channels: int, background: str = "
     Raises:
         InputError: if the file cannot be read, or has pixels of a mode whose range is not known.
     """
-
-    def read(image: Image.Image) -> Tensor:
+    with _opened(path) as image:
         tiles: Any = getattr(image, "tile", ())
         stored = str(tiles[0][3]) if tiles else ""
         image.load()
@@ -76,9 +78,6 @@ def read_picture(path: str | Path | BinaryIO, channels: int, background: str = "
         if upright.mode not in ("1", "L", "RGB"):
             upright = upright.convert("RGB")
         return pil_to_tensor(upright.convert("L" if channels == 1 else "RGB"))
-
-    found: Tensor = _opened(path, read)
-    return found
 
 
 def _transparent_value(value: Any, stored: str) -> Any:
@@ -108,30 +107,13 @@ def in_unit_range(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def check_background(colour: str) -> None:
-    """Makes sure that Pillow knows a colour.
-
-    Raises:
-        InputError: if not.
-    """
-    try:
-        ImageColor.getrgb(colour)
-    except ValueError as error:
-        raise InputError(
-            f"data.background must be a colour's name such as white, or #rrggbb, got '{colour}'."
-        ) from error
-
-
-def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is no data: its name starts with a dot, or a Mac made it."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder of a name is no data: it starts with a dot, or a Mac made it."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 class PictureTree(ImageFolder):
-    """Image files, one folder a class; hidden files and folders, at any depth, are left out.
-
-    Args:
-        root: folder of the classes' folders.
+    """Image files below a root, one folder a class; hidden files and folders, at any depth, are left out.
 
     Raises:
         FileNotFoundError: if there is no class, or one without a file.
@@ -143,12 +125,15 @@ class PictureTree(ImageFolder):
 
     def _is_picture(self, path: str) -> bool:
         below = Path(path).relative_to(self.top)
-        shown = not any(is_hidden(Path(part)) for part in below.parts)
-        return shown and below.suffix.lower() in _EXTENSIONS
+        return below.suffix.lower() in _EXTENSIONS and not any(map(_is_hidden, below.parts))
+
+    def file(self, row: int) -> str:
+        """The path of an image."""
+        return self.samples[row][0]
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Names of the folders that are not hidden, sorted, and their numbers."""
-        names = sorted(path.name for path in Path(directory).iterdir() if path.is_dir() and not is_hidden(path))
+        names = sorted(path.name for path in Path(directory).iterdir() if path.is_dir() and not _is_hidden(path.name))
         if not names:
             raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
         return names, {name: number for number, name in enumerate(names)}

@@ -23,11 +23,9 @@ def derive_generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seeds torch's global generators within the block only: initial weights and dropout draw from them.
+    """Seeds torch's global generators, the CPU's and that of a CUDA device, within the block only.
 
-    Args:
-        seed: for the CPU's generator, and the device's.
-        device: a CUDA device, if one draws.
+    Initial weights and dropout draw from them.
     """
     index = device.index if device is not None and device.type == "cuda" else None
     with torch.random.fork_rng(devices=[] if index is None else [index]):

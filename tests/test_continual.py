@@ -253,7 +253,7 @@ def test_other_data_of_the_same_name_is_not_taken_for_what_was_kept(empty_folder
     assert tiny().fingerprint == first
     assert tiny().of_classes([0, 1]).fingerprint != first != tiny(validation=0.2).fingerprint
     other = tiny()
-    other.test_labels = other.test_labels.flip(0)
+    other.test_labels.copy_(other.test_labels.flip(0))
     assert other.fingerprint != first
 
 

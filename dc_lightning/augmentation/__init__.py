@@ -63,10 +63,6 @@ def make_pair_augmentation(spec: Spec | None, data: Augmented) -> Any:
 
 
 def check_augmentation(spec: Spec | Sequence[Spec] | None) -> None:
-    """Makes sure that all parts are there, before there are data.
-
-    Raises:
-        InputError: if not; names those there are.
-    """
+    """Raises `InputError` unless all parts are there, before there are data; names those there are."""
     for part in [spec] if isinstance(spec, str | dict) else spec or []:
         find("augmentation", AUGMENTATIONS if isinstance(spec, str | dict) else OPERATIONS, part)

@@ -65,10 +65,6 @@ class CutMix:
 
 
 def check_probability(name: str, probability: float) -> None:
-    """Makes sure that it is one.
-
-    Raises:
-        InputError: if not.
-    """
+    """Raises `InputError` unless it is one."""
     if not 0 <= probability <= 1:
         raise InputError(f"{name} is the probability that a batch is mixed, from 0 to 1, got {probability}.")

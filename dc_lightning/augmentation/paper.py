@@ -23,11 +23,7 @@ _NOISE = 0.001
 
 
 class OperationPerImage:
-    """For every image one of several operations, each as likely as the others.
-
-    Args:
-        operations: at least one.
-    """
+    """For every image one of the operations, of which there is at least one, each as likely as the others."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = operations
@@ -107,7 +103,8 @@ def rotate(images: Tensor, generator: torch.Generator, mean: Tensor) -> Tensor:
     angles = torch.randint(2 * _ROTATION, (count,), generator=generator).to(images.device, non_blocking=True)
     table = _rotations(height, width, images.device, images.dtype)
     positions, weights = (part.index_select(0, angles) for part in (table.positions, table.weights))
-    taps = grid_sample(table.coefficients(images), positions, align_corners=True)
+    coefficients = table.spline_rows @ images @ table.spline_columns.T
+    taps = grid_sample(coefficients, positions, align_corners=True)
     rotated = taps.view(count, channels, 4, height, width).mul_(weights[:, None]).sum(dim=2)
     inside = table.inside.index_select(0, angles)
     return torch.where(inside[:, None], rotated, mean.mean(dim=1).view(-1, 1, 1, 1))
@@ -126,18 +123,13 @@ class _Rotations(NamedTuple):
     spline_rows: Tensor  # (height + 2, height), to the coefficients with their mirror images
     spline_columns: Tensor  # (width + 2, width)
 
-    def coefficients(self, images: Tensor) -> Tensor:
-        """Of the spline through an image's pixels, ``(n, C, H, W)`` to ``(n, C, H + 2, W + 2)``."""
-        return self.spline_rows @ images @ self.spline_columns.T
-
 
 @lru_cache(maxsize=2)  # 3.5 MB for images of 28x28, and grows with their pixels
 def _rotations(height: int, width: int, device: torch.device, dtype: torch.dtype) -> _Rotations:
     angles = torch.arange(-_ROTATION, _ROTATION, dtype=torch.float64).mul(math.pi / 180)
     cos, sin = angles.cos(), angles.sin()
-    frame = [
-        (a.abs() * height + b.abs() * width + 0.5).floor() for a, b in ((cos, sin), (sin, cos))
-    ]  # height and width of the whole rotated image
+    # height and width of the whole rotated image
+    frame = [(a.abs() * height + b.abs() * width + 0.5).floor() for a, b in ((cos, sin), (sin, cos))]
     y, x = (
         torch.arange(size) + ((whole - size) / 2).trunc()[:, None] - (whole[:, None] - 1) / 2
         for size, whole in zip((height, width), frame, strict=True)

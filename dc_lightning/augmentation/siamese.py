@@ -14,8 +14,6 @@ from torch.nn.functional import affine_grid, grid_sample
 from dc_lightning.errors import InputError, suggestion
 from dc_lightning.seeds import derive_generator, derive_seed
 
-Parameters = dict[str, Tensor]
-
 _CROP = 0.125  # of a side; this and the rest are from ParamDiffAug of the authors' code
 _CUTOUT = 0.5
 _SCALE = 1.2
@@ -78,7 +76,7 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, theta: Tensor) -> Tensor:
-    theta = theta.to(images.dtype).expand(len(images), 2, 3)
+    theta = theta.to(images.dtype).view(-1, 2, 3).expand(len(images), 2, 3)
     grid = affine_grid(theta, list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -86,41 +84,28 @@ def _affine(images: Tensor, theta: Tensor) -> Tensor:
 def scale(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Resizes about the centre: above 1 the content shrinks, by x in width and y in height."""
     zero = torch.zeros_like(x)
-    return _affine(images, torch.stack([torch.stack([x, zero, zero], 1), torch.stack([zero, y, zero], 1)], 1))
+    return _affine(images, torch.stack([x, zero, zero, zero, y, zero], 1))
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Rotates about the centre, anticlockwise for positive degrees."""
     radians = degrees * math.pi / 180
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    return _affine(images, torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1))
+    return _affine(images, torch.stack([cos, -sin, zero, sin, cos, zero], 1))
 
 
 _UNIFORM = {
     "color": {"shift": (-0.5, 0.5), "saturation_factor": (0.0, 2.0), "contrast_factor": (0.5, 1.5)},
     "scale": {"x": (1 / _SCALE, _SCALE), "y": (1 / _SCALE, _SCALE)},
     "rotate": {"degrees": (-_ROTATION, _ROTATION)},
-}
-"""Limits of the parameters that are real numbers."""
+}  # limits of the parameters that are real numbers
 
-OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "color": color,
-    "crop": crop,
-    "cutout": cutout,
-    "flip": flip,
-    "scale": scale,
-    "rotate": rotate,
-}
+_FUNCTIONS: list[Callable[..., Tensor]] = [color, crop, cutout, flip, scale, rotate]
+OPERATIONS = {function.__name__: function for function in _FUNCTIONS}
 """By the names of which a strategy is made, such as ``color_crop_cutout_flip_scale_rotate``."""
 
 
-ALL = "color_crop_cutout_flip_scale_rotate"
-
-_ONE_OF = ("crop", "scale", "rotate")
-"""Of these `DiffAugment` applies one."""
-
-
-def draw_parameters(name: str, count: int, size: tuple[int, int], generator: Generator) -> Parameters:
+def draw_parameters(name: str, count: int, size: tuple[int, int], generator: Generator) -> dict[str, Tensor]:
     """Parameters of an operation for ``count`` images of a size."""
     if name in _UNIFORM:
         return {
@@ -138,22 +123,6 @@ def draw_parameters(name: str, count: int, size: tuple[int, int], generator: Gen
     return {"rows": rows, "columns": columns}
 
 
-def check_strategy(strategy: str) -> list[str]:
-    """Names of the operations of a strategy.
-
-    Raises:
-        InputError: if one is unknown.
-    """
-    names = strategy.split("_")
-    for name in names:
-        if name not in OPERATIONS:
-            raise InputError(
-                f"Unknown operation '{name}' in the strategy '{strategy}': expected any of {', '.join(OPERATIONS)}, "
-                f"joined by _.{suggestion(name, OPERATIONS)}"
-            )
-    return names
-
-
 class Siamese:
     """One operation of a strategy for a batch, each as likely as the others (``aug_mode`` S of the authors' code).
 
@@ -166,10 +135,16 @@ class Siamese:
 
     def __init__(self, strategy: str | None = None) -> None:
         self.strategy = strategy
-        self.names = check_strategy(strategy or ALL)
+        self.names = strategy.split("_") if strategy else list(OPERATIONS)
+        for name in self.names:
+            if name not in OPERATIONS:
+                raise InputError(
+                    f"Unknown operation '{name}' in the strategy '{strategy}': expected any of "
+                    f"{', '.join(OPERATIONS)}, joined by _.{suggestion(name, OPERATIONS)}"
+                )
 
     def __str__(self) -> str:
-        return f"siamese({self.strategy})"
+        return f"{type(self).__name__.lower()}({self.strategy})"
 
     def of_data(self, strategy: str) -> "Siamese":
         """The same with the strategy of a dataset, where none was given."""
@@ -184,11 +159,9 @@ class Siamese:
         generator = derive_generator(seed, "parameters")
         found, size = list(batches), (batches[0].shape[2], batches[0].shape[3])
         for name in self.chosen(seed):
-            drawn = draw_parameters(name, count, size, generator)
+            like, drawn = found[0], draw_parameters(name, count, size, generator)
             parameters = {
-                key: value.to(
-                    found[0].device, found[0].dtype if value.is_floating_point() else value.dtype, non_blocking=True
-                )
+                key: value.to(like.device, like.dtype if value.is_floating_point() else None, non_blocking=True)
                 for key, value in drawn.items()
             }
             found = [OPERATIONS[name](images, **parameters) for images in found]
@@ -215,15 +188,12 @@ class DiffAugment(Siamese):
         strategy: see `Siamese`; that of a dataset is taken without cutout, which IDC replaces by CutMix.
     """
 
-    def __str__(self) -> str:
-        return f"diffaugment({self.strategy})"
-
     def of_data(self, strategy: str) -> "Siamese":
         """See `Siamese`."""
         return super().of_data("_".join(name for name in strategy.split("_") if name != "cutout"))
 
     def chosen(self, seed: int) -> list[str]:
         """See `Siamese`."""
-        choices = [name for name in _ONE_OF if name in self.names]
+        choices = [name for name in ("crop", "scale", "rotate") if name in self.names]
         one = [choices[derive_seed(seed, "operation") % len(choices)]] if choices else []
         return [name for name in ("flip", "color", *one, "cutout") if name in self.names]

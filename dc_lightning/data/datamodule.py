@@ -16,10 +16,10 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from dc_lightning.data.real import ONE_SHAPE, Images, ImagesInMemory, ImagesOnDisk, RealImages
+from dc_lightning.data.real import ONE_SHAPE, ImagesInMemory, ImagesOnDisk, RealImages
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.parts import Spec
 from dc_lightning.pictures import in_unit_range
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 Split = tuple[Tensor | Dataset, Tensor]
 """Images, ``(n, C, H, W)`` uint8 or float in [0, 1], or a dataset of them; and labels, ``(n,)`` int64."""
-
 
 _BATCH_REAL = 256  # paper, appendix A
 
@@ -98,7 +97,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.in_memory, self.validation = in_memory, validation
         self.real: RealImages | None = None
         self.split: Literal["test", "validation"] = "test"
-        self._held: tuple[Images, Tensor] | None = None
+        self._held: RealImages | None = None
         self._fingerprint: str | None = None
 
     @abstractmethod
@@ -119,6 +118,11 @@ class CondensationDataModule(LightningDataModule, ABC):
     def grey(self) -> Tensor:
         """A pixel of 0.5, normalised, ``(C,)``."""
         return (0.5 - torch.tensor(self.mean)) / torch.tensor(self.std)
+
+    @property
+    def test_labels(self) -> Tensor:
+        """Labels of the test images, int64, ``(n,)``."""
+        return self._test.labels
 
     def _channels(self, values: Sequence[float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype).view(-1, 1, 1).to(like.device, non_blocking=True)
@@ -141,26 +145,21 @@ class CondensationDataModule(LightningDataModule, ABC):
         """Reads, checks and normalises the images, once."""
         if self.real is not None:
             return
-        (train, train_labels), (test, test_labels), class_names = self.load()
+        train, test, class_names = self.load()
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
-        self._check_labels(train_labels, test_labels)
-        held: tuple[Tensor | Dataset, Tensor] | None = None
+        self._check_labels(train[1], test[1])
+        held: Split | None = None
         if self.validation:
-            kept, others = hold_out(train_labels, self.validation)
-            held = _rows(train, others), train_labels[others]
-            train, train_labels = _rows(train, kept), train_labels[kept]
-        first = train[:1] if isinstance(train, Tensor) else to_tensor(item_of(train, 0, class_names)[0])[None]
-        self.channels, self.image_size = first.shape[1], (first.shape[2], first.shape[3])
-        shape = (self.channels, *self.image_size)
-        fit_threads((self.channels, *self.image_size))
-        self._set_statistics(train)
-        self.real = RealImages(
-            self._prepared(train, train_labels), train_labels, self.class_names, shape, self.batch_real
-        )
-        self._test = self._prepared(test, test_labels)
-        self.test_labels = test_labels
-        self._held = held and (self._prepared(*held), held[1])
+            kept, others = hold_out(train[1], self.validation)
+            train, held = _part(train, kept), _part(train, others)
+        images = train[0]
+        first = images[0] if isinstance(images, Tensor) else to_tensor(item_of(images, 0, class_names)[0])
+        self.channels, self.image_size = first.shape[0], (first.shape[1], first.shape[2])
+        fit_threads(first.shape)
+        self._set_statistics(images)
+        self.real, self._test = self._prepared(train), self._prepared(test)
+        self._held = held and self._prepared(held)
         few = [n for n in self.real.counts() if n < self.batch_real]
         if few and self.batch_real != _BATCH_REAL:  # nobody asked for the paper's
             rank_zero_only(log.warning)(
@@ -185,7 +184,9 @@ class CondensationDataModule(LightningDataModule, ABC):
                     f"{self.dataset_name}: {split} labels must be in 0..{self.num_classes - 1}, one for each "
                     f"class name, got {int(labels.min())}..{int(labels.max())}; a target_transform can shift them."
                 )
-        untrained, untested = (self._without_images(labels) for labels in (train, test))
+        counted = [torch.bincount(labels, minlength=self.num_classes) for labels in (train, test)]
+        names = [f"{label} ({name})" for label, name in enumerate(self.class_names)]
+        untrained, untested = (", ".join(names[label] for label in torch.nonzero(counts == 0)) for counts in counted)
         if untrained:
             raise InputError(
                 f"{self.dataset_name}: every class needs at least one training image, but there is none of class "
@@ -196,32 +197,25 @@ class CondensationDataModule(LightningDataModule, ABC):
                 f"{self.dataset_name} has no test image of class {untested}: accuracies say nothing of it."
             )
 
-    def _without_images(self, labels: Tensor) -> str:
-        counts = torch.bincount(labels, minlength=self.num_classes)
-        empty = [f"{label} ({name})" for label, name in enumerate(self.class_names) if not counts[label]]
-        return ", ".join(empty)
-
     def _set_statistics(self, train: Tensor | Dataset) -> None:
         if self.given_mean is None or self.given_std is None:
-            mean, std = measure(train, self.class_names)
-        else:
-            mean, std = tuple(self.given_mean), tuple(self.given_std)
-            if len(mean) != self.channels or len(std) != self.channels:
-                raise InputError(
-                    f"data.mean and data.std need one value per channel: the images have {self.channels}, got "
-                    f"{len(mean)} and {len(std)}."
-                )
-        self.mean, self.std = mean, std
+            self.mean, self.std = measure(train, self.class_names)
+            return
+        self.mean, self.std = tuple(self.given_mean), tuple(self.given_std)
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise InputError(
+                f"data.mean and data.std need one value per channel: the images have {self.channels}, got "
+                f"{len(self.mean)} and {len(self.std)}."
+            )
 
     def _normalize(self, images: Tensor) -> Tensor:
         images = images.float().div_(255) if images.dtype == torch.uint8 else images.float().clone()
-        shape = (-1, 1, 1)
-        return images.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
+        return images.sub_(self._channels(self.mean, images)).div_(self._channels(self.std, images))
 
-    def _prepared(self, images: Tensor | Dataset, labels: Tensor) -> Images:
-        if isinstance(images, Tensor):
-            return ImagesInMemory(self._normalize(images))
-        return ImagesOnDisk(images, self._read, labels)
+    def _prepared(self, split: Split) -> RealImages:
+        data, labels = split
+        images = ImagesInMemory(self._normalize(data)) if isinstance(data, Tensor) else ImagesOnDisk(data, self._read)
+        return RealImages(images, labels, self.class_names, (self.channels, *self.image_size), self.batch_real)
 
     def _read(self, dataset: Dataset, row: int) -> Tensor:
         return self._normalize(to_tensor(item_of(dataset, row, self.class_names)[0]))
@@ -239,29 +233,17 @@ class CondensationDataModule(LightningDataModule, ABC):
                 f"{self.dataset_name} has no training images held out to test on; give data.validation, such as 0.1."
             )
         found = copy.copy(self)
-        found._fingerprint, found.split = None, "validation"
-        found._test, found.test_labels = self._held
+        found._fingerprint, found.split, found._test = None, "validation", self._held
         return found
 
     def of_classes(self, classes: Sequence[int]) -> "CondensationDataModule":
-        """The images of some classes, which are numbered in the order given; mean and std stay those of all.
-
-        Args:
-            classes: numbers of the classes, two or more.
-        """
+        """The images of two or more classes, which are numbered in the order given; mean and std stay those of all."""
         assert self.real is not None
         found = copy.copy(self)
         found._fingerprint = None
-        found.real = self.real.of_classes(classes)
+        found.real, found._test = self.real.of_classes(classes), self._test.of_classes(classes)
+        found._held = self._held and self._held.of_classes(classes)
         found.class_names, found.num_classes = found.real.class_names, len(classes)
-
-        def part(images: Images, labels: Tensor) -> tuple[Images, Tensor]:
-            rows = [torch.nonzero(labels == label).flatten() for label in classes]
-            numbers = torch.cat([torch.full((len(its),), number) for number, its in enumerate(rows)])
-            return images.subset(torch.cat(rows), numbers), numbers
-
-        found._test, found.test_labels = part(self._test, self.test_labels)
-        found._held = self._held and part(*self._held)
         return found
 
     @property
@@ -271,9 +253,9 @@ class CondensationDataModule(LightningDataModule, ABC):
             assert self.real is not None
             about = [self.title, self.class_names, self.channels, self.image_size, self.mean, self.std]
             digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
-            for labels, images in ((self.real.labels, self.real), (self.test_labels, self._test)):
-                some = torch.arange(len(labels))[:: max(len(labels) // 32, 1)]
-                for tensor in (labels, images.take(some)):
+            for split in (self.real, self._test):
+                some = torch.arange(len(split.labels))[:: max(len(split.labels) // 32, 1)]
+                for tensor in (split.labels, split.take(some)):
                     digest.update(tensor.cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -286,12 +268,8 @@ class CondensationDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader:
         """Batches of (images, labels), normalised, in order."""
-        if isinstance(self._test, ImagesInMemory):
-            tensors = TensorDataset(self._test.images, self.test_labels.to(self._test.images.device))
-            return DataLoader(
-                tensors, sampler=BatchSampler(SequentialSampler(tensors), self.test_batch_size, False), batch_size=None
-            )
-        return DataLoader(self._test, batch_size=self.test_batch_size)
+        rows = cast(Dataset, range(len(self.test_labels)))
+        return DataLoader(rows, batch_size=self.test_batch_size, collate_fn=self._test.batch)
 
     def move(self, device: torch.device) -> None:
         """Moves the images to a device, once."""
@@ -327,8 +305,9 @@ def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
 
 
-def _rows(images: Tensor | Dataset, rows: Tensor) -> Tensor | Dataset:
-    return images[rows] if isinstance(images, Tensor) else Subset(images, rows.tolist())
+def _part(split: Split, rows: Tensor) -> Split:
+    images, labels = split
+    return images[rows] if isinstance(images, Tensor) else Subset(images, rows.tolist()), labels[rows]
 
 
 def to_tensor(image: Any) -> Tensor:
@@ -348,15 +327,13 @@ def to_tensor(image: Any) -> Tensor:
     )
 
 
-def measure(
-    images: Tensor | Dataset, names: Sequence[str] | None = None, most: int = 10_000
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in [0, 1]; of a dataset on disk from at most ``most`` images."""
+def measure(images: Tensor | Dataset, names: Sequence[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1]; of a dataset on disk from at most 10,000 images."""
     if isinstance(images, Tensor):
         batches = images.split(1000)
     else:
         count = len(cast(Sequence, images))
-        chosen = torch.randperm(count, generator=derive_generator(0, "statistics"))[:most]
+        chosen = torch.randperm(count, generator=derive_generator(0, "statistics"))[:10_000]
         batches = tuple(to_tensor(item_of(images, row, names)[0])[None] for row in chosen.tolist())
     pixels, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for batch in batches:
@@ -370,13 +347,9 @@ def measure(
 
 
 def item_of(dataset: Any, row: int, names: Sequence[str] | None = None) -> tuple[Any, int]:
-    """Image and label of an item.
+    """Image and label of an item: (image, label), or a mapping with the keys image (or img) and label.
 
-    Args:
-        dataset: whose items are (image, label), or mappings with the keys image (or img) and label, as those of
-            Hugging Face are; a label is an integer, a vector with a single one in it, or the name of a class.
-        row: of the item.
-        names: of the classes, if they are known.
+    A label is an integer, a vector with a single one in it, or one of the names of the classes.
 
     Raises:
         InputError: if the item is of another form; shows it.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -15,6 +14,9 @@ from dc_lightning.data.datamodule import CondensationDataModule, Split, labels_o
 from dc_lightning.errors import InputError, require_at_least, with_place
 
 _WITHOUT_FLIP = "color_crop_cutout_scale_rotate"  # mirrored digits are others; authors' code of DSA
+_DIGITS = tuple(str(digit) for digit in range(10))
+_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 
 
 class Digits(CondensationDataModule):
@@ -34,12 +36,7 @@ class Digits(CondensationDataModule):
         images = torch.from_numpy(digits.images).float()[:, None] / 16
         labels = torch.from_numpy(digits.target).long()
         train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)
-        return (images[train], labels[train]), (images[test], labels[test]), [str(name) for name in range(10)]
-
-
-_DIGITS = tuple(str(digit) for digit in range(10))
-_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+        return (images[train], labels[train]), (images[test], labels[test]), _DIGITS
 
 
 class _Torchvision(CondensationDataModule):
@@ -104,26 +101,20 @@ class _Torchvision(CondensationDataModule):
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
         train, test = self.make_dataset(True), self.make_dataset(False)
-        return self._adapted(_tensors(train)), self._adapted(_tensors(test)), self.names or train.classes
+        return self._tensors(train), self._tensors(test), self.names or train.classes
 
-    def _adapted(self, split: Split) -> Split:
-        images, labels = split
-        assert isinstance(images, Tensor)
+    def _tensors(self, dataset: Any) -> Split:
+        """Images and labels, without a loop over the dataset."""
+        images, labels = torch.as_tensor(dataset.data), getattr(dataset, "targets", None)
+        if images.dim() == 3:
+            images = images[:, None]
+        elif images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2)
         if self.resize_to:
             images = v2.functional.resize(images, [self.resize_to, self.resize_to], antialias=True)
         if self.wanted_channels:
             images = images.expand(-1, self.wanted_channels, -1, -1)
-        return images, labels
-
-
-def _tensors(dataset: Any) -> Split:
-    """Images and labels of a dataset of torchvision's, without a loop over it."""
-    images, labels = torch.as_tensor(dataset.data), getattr(dataset, "targets", None)
-    if images.dim() == 3:
-        images = images[:, None]
-    elif images.shape[-1] == 3:
-        images = images.permute(0, 3, 1, 2)
-    return images, torch.as_tensor(dataset.labels if labels is None else labels).long()
+        return images, torch.as_tensor(dataset.labels if labels is None else labels).long()
 
 
 class MNIST(_Torchvision):
@@ -217,11 +208,11 @@ class TorchDataset(CondensationDataModule):
             ) from error
         self._name = type(train).__name__
         names = self.given_class_names or getattr(train, "classes", None)
-        splits = [self._split(dataset, names) for dataset in (train, test)]
-        return splits[0], splits[1], names or [str(label) for label in range(int(splits[0][1].max()) + 1)]
-
-    def _split(self, dataset: Dataset, names: Sequence[str] | None) -> Split:
-        return stack(dataset, names) if self.in_memory else (dataset, labels_of(dataset, names))
+        first, second = (
+            stack(dataset, names) if self.in_memory else (dataset, labels_of(dataset, names))
+            for dataset in (train, test)
+        )
+        return first, second, names or [str(label) for label in range(int(first[1].max()) + 1)]
 
 
 class USPS(_Torchvision):
@@ -287,6 +278,6 @@ class Stream(CondensationDataModule):
 
     def _take_first(self) -> None:
         first = self.stages[0]
-        for name in ("class_names", "num_classes", "channels", "image_size", "mean", "std", "real", "test_labels"):
+        for name in ("class_names", "num_classes", "channels", "image_size", "mean", "std", "real", "_test"):
             setattr(self, name, getattr(first, name))
-        self._test, self._fingerprint = first._test, None
+        self._fingerprint = None

@@ -1,4 +1,4 @@
-"""Folders of image files."""
+"""Folders of image files, and what all data of image files share."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,36 +6,89 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageColor
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 
 from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
 from dc_lightning.errors import InputError
-from dc_lightning.pictures import PictureTree, check_background, is_grey, read_picture
+from dc_lightning.pictures import PictureTree, is_grey, read_picture
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 
 
-def checked_size(image_size: tuple[int, int] | int | None) -> tuple[int, int] | None:
-    """Height and width of a setting ``data.image_size``; one number stands for both.
+class ImageFiles(CondensationDataModule):
+    """Data whose images are files, which are all read alike; a seeded share of every class may become the test set.
+
+    Args:
+        image_size: height and width to resize to, or one number for both; None if all images have one size.
+        background: of what is transparent, a colour's name or ``#rrggbb``.
+        test_fraction: share of every class for testing, where there is no test set.
+        **kwargs: see `CondensationDataModule`.
 
     Raises:
-        InputError: if it is below one pixel.
+        InputError: if a setting is out of its range.
     """
-    if isinstance(image_size, int):
-        image_size = (image_size, image_size)
-    if image_size is not None and min(image_size) < 1:
-        raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
-    return image_size
+
+    force_channels: int | None = None
+
+    def __init__(
+        self,
+        image_size: tuple[int, int] | int | None = None,
+        background: str = "white",
+        test_fraction: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
+        if image_size is not None and min(image_size) < 1:
+            raise InputError(f"data.image_size must be at least 1x1 pixel (height, width), got {image_size}.")
+        if not 0 < test_fraction < 1:
+            raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
+        try:
+            ImageColor.getrgb(background)
+        except ValueError as error:
+            raise InputError(
+                f"data.background must be a colour's name such as white, or #rrggbb, got '{background}'."
+            ) from error
+        self.resize_to, self.background, self.test_fraction = image_size, background, test_fraction
+
+    def divided(self, train: Any, test: Any, why: str) -> tuple[Split, Split]:
+        """The training and the test split of sets with ``file(row)``, ``targets``, ``loader`` and ``transform``.
+
+        Args:
+            train: a set of files.
+            test: likewise; None takes a share of every class of ``train``.
+            why: there is none, in words.
+
+        Raises:
+            InputError: if a class has too few images to set a share aside.
+        """
+        sets = [train] if test is None else [train, test]
+        grey = self.force_channels is None and all(is_grey(each.file(row)) for each in sets for row in range(len(each)))
+        channels = 1 if grey else self.force_channels or 3
+        for each in sets:
+            each.loader = partial(read_picture, channels=channels, background=self.background)
+            each.transform = v2.Resize(self.resize_to, antialias=True) if self.resize_to else v2.Identity()
+        if test is not None:
+            return self._split(train, range(len(train))), self._split(test, range(len(test)))
+        from sklearn.model_selection import train_test_split
+
+        try:
+            first, second = train_test_split(
+                range(len(train)), test_size=self.test_fraction, stratify=train.targets, random_state=0
+            )
+        except ValueError as few:
+            raise InputError(f"{why} and too few images to set a share of every class aside ({few}).") from few
+        return self._split(train, first), self._split(train, second)
+
+    def _split(self, files: Any, rows: Sequence[int]) -> Split:
+        subset: Subset[Any] = Subset(files, rows)
+        return stack(subset) if self.in_memory else (subset, torch.tensor([files.targets[row] for row in rows]))
 
 
-def check_fraction(test_fraction: float) -> None:
-    """Raises `InputError` unless a setting ``data.test_fraction`` is a share."""
-    if not 0 < test_fraction < 1:
-        raise InputError(f"data.test_fraction must be between 0 and 1, got {test_fraction}.")
-
-
-class ImageFolder(CondensationDataModule):
+class ImageFolder(ImageFiles):
     """A tree of image files, one folder a class.
 
     ``root`` has either ``train`` (or ``training``) and ``test`` (or ``testing``, ``val``, ``valid``, ``validation``)
@@ -46,9 +99,7 @@ class ImageFolder(CondensationDataModule):
         root: folder of the tree.
         image_size: height and width to resize to, or one number for both; None if all files have one size.
         channels: 1 (grey) or 3 (RGB); None takes grey where all files are grey.
-        background: of what is transparent, a colour's name or ``#rrggbb``.
-        test_fraction: share of every class for testing, where ``root`` has no test folder.
-        **kwargs: see `CondensationDataModule`.
+        **kwargs: see `ImageFiles`.
     """
 
     def __init__(
@@ -56,19 +107,12 @@ class ImageFolder(CondensationDataModule):
         root: str,
         image_size: tuple[int, int] | int | None = None,
         channels: int | None = None,
-        background: str = "white",
-        test_fraction: float = 0.2,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(image_size=image_size, **kwargs)
         if channels not in (None, 1, 3):
             raise InputError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}.")
-        self.resize_to = checked_size(image_size)
-        check_fraction(test_fraction)
-        check_background(background)
-        self.root = root
-        self.force_channels, self.background = channels, background
-        self.test_fraction = test_fraction
+        self.root, self.force_channels = root, channels
 
     @property
     def dataset_name(self) -> str:
@@ -79,18 +123,9 @@ class ImageFolder(CondensationDataModule):
         if not folder.is_dir():
             raise InputError(f"data.root must be a folder with one folder of images a class; '{folder}' is none.")
         try:
-            tree = PictureTree(folder)
+            return PictureTree(folder)
         except FileNotFoundError as empty:  # a class without a file, or no class at all
             raise InputError(f"ImageFolder: {' '.join(str(empty).split())}") from empty
-        tree.transform = v2.Resize(self.resize_to, antialias=True) if self.resize_to else None
-        return tree
-
-    def _read_alike(self, *trees: PictureTree) -> None:
-        channels = self.force_channels
-        if channels is None:
-            channels = 1 if all(is_grey(path) for tree in trees for path, _ in tree.samples) else 3
-        for tree in trees:
-            tree.loader = partial(read_picture, channels=channels, background=self.background)
 
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
@@ -98,33 +133,14 @@ class ImageFolder(CondensationDataModule):
         train_folder, test_folder = (
             next((root / name for name in names if (root / name).is_dir()), None) for names in (_TRAIN, _TEST)
         )
+        train_tree, test_tree = self._tree(train_folder or root), None
         if train_folder is not None and test_folder is not None:
-            train_tree, test_tree = self._tree(train_folder), self._tree(test_folder)
+            test_tree = self._tree(test_folder)
             if train_tree.classes != test_tree.classes:
                 differing = sorted(set(train_tree.classes) ^ set(test_tree.classes))
                 raise InputError(
                     f"'{train_folder}' and '{test_folder}' must have the same class folders; they differ in "
                     f"{differing}."
                 )
-            self._read_alike(train_tree, test_tree)
-            return self._split(train_tree), self._split(test_tree), train_tree.classes
-        from sklearn.model_selection import train_test_split
-
-        tree = self._tree(train_folder or root)
-        self._read_alike(tree)
-        try:
-            train, test = train_test_split(
-                range(len(tree)), test_size=self.test_fraction, stratify=tree.targets, random_state=0
-            )
-        except ValueError as few:
-            raise InputError(
-                f"'{root}' has no test or val folder and too few images to set a share of every class aside ({few})"
-            ) from few
-        return self._split(tree, train), self._split(tree, test), tree.classes
-
-    def _split(self, tree: PictureTree, rows: Sequence[int] | None = None) -> Split:
-        rows = range(len(tree)) if rows is None else rows
-        subset: Subset[Any] = Subset(tree, rows)
-        if self.in_memory:
-            return stack(subset)
-        return subset, torch.tensor([tree.targets[row] for row in rows])
+        train, test = self.divided(train_tree, test_tree, f"'{root}' has no test or val folder")
+        return train, test, train_tree.classes

@@ -1,26 +1,26 @@
 """Datasets of Hugging Face: saved folders, parquet files, folders of images, names on the hub."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import Dataset, Subset
-from torchvision.transforms import v2
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from dc_lightning.data.datamodule import CondensationDataModule, Split, stack
-from dc_lightning.data.folder import check_fraction, checked_size
+from dc_lightning.data.datamodule import Split
+from dc_lightning.data.folder import ImageFiles
 from dc_lightning.errors import InputError, first_line
-from dc_lightning.pictures import check_background, is_grey, read_picture
 
 
 class _Items(Dataset):
     """Items (image, label) of a split whose image files are not decoded yet."""
 
+    loader: Callable[[Any], Tensor]
+    transform: Callable[[Tensor], Tensor]
+
     def __init__(self, split: Any, image: str, labels: Sequence[int]) -> None:
         self.split, self.image, self.targets = split.select_columns([image]), image, labels
-        self.channels, self.background, self.transform = 3, "white", v2.Identity()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -32,12 +32,11 @@ class _Items(Dataset):
             raise InputError(f"The column '{self.image}' has no image in row {row}; leave the row out.")
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        pixels = read_picture(self.file(row), self.channels, self.background)
-        return self.transform(pixels), self.targets[row]
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(self.loader(self.file(row))), self.targets[row]
 
 
-class HuggingFace(CondensationDataModule):
+class HuggingFace(ImageFiles):
     """A dataset that the library ``datasets`` reads, with images and labels (extra ``[hub]``).
 
     Args:
@@ -46,10 +45,7 @@ class HuggingFace(CondensationDataModule):
         train: name of the training split.
         test: name of the test split; where there is none, a seeded share of every class is set aside.
         label: column of the labels: class numbers or names.
-        image_size: height and width to resize to, or one number for both; None if all images have one size.
-        background: of what is transparent, a colour's name or ``#rrggbb``.
-        test_fraction: share of every class for testing, where there is no test split.
-        **kwargs: see `CondensationDataModule`.
+        **kwargs: see `ImageFiles`.
 
     Raises:
         InputError: if a setting is out of its range; at `setup`, if the library, the data, a split or a column is
@@ -57,21 +53,10 @@ class HuggingFace(CondensationDataModule):
     """
 
     def __init__(
-        self,
-        path: str,
-        train: str = "train",
-        test: str = "test",
-        label: str = "label",
-        image_size: tuple[int, int] | int | None = None,
-        background: str = "white",
-        test_fraction: float = 0.2,
-        **kwargs: Any,
+        self, path: str, train: str = "train", test: str = "test", label: str = "label", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_fraction(test_fraction)
-        check_background(background)
         self.path, self.train_split, self.test_split, self.label = path, train, test, label
-        self.resize_to, self.background, self.test_fraction = checked_size(image_size), background, test_fraction
 
     @property
     def dataset_name(self) -> str:
@@ -102,34 +87,21 @@ class HuggingFace(CondensationDataModule):
         splits = self._read_splits()
         if self.train_split not in splits:
             raise InputError(f"data.train must be one of the splits {', '.join(splits)}, got '{self.train_split}'.")
-        train = splits[self.train_split]
-        image, names = self._image_column(train), self._class_names(train)
-        items = [self._items(train, image, names)]
-        if self.test_split in splits:
-            items.append(self._items(splits[self.test_split], image, names))
-        grey = all(is_grey(each.file(row)) for each in items for row in range(len(each)))
-        for each in items:
-            each.channels, each.background = 1 if grey else 3, self.background
-            each.transform = v2.Resize(self.resize_to, antialias=True) if self.resize_to else v2.Identity()
-        if len(items) == 1:
-            first, second = self._divided(items[0])
-            return first, second, names
-        return self._split(items[0]), self._split(items[1]), names
-
-    def _image_column(self, split: Any) -> str:
-        found = [name for name, feature in split.features.items() if type(feature).__name__ == "Image"]
-        if not found or self.label not in split.features:
+        features = splits[self.train_split].features
+        images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+        if not images or self.label not in features:
             raise InputError(
                 f"'{self.path}' needs a column of images and one of labels (data.label is '{self.label}'); it has "
-                f"{', '.join(f'{name} ({type(feature).__name__})' for name, feature in split.features.items())}."
+                f"{', '.join(f'{name} ({type(feature).__name__})' for name, feature in features.items())}."
             )
-        return found[0]
-
-    def _class_names(self, split: Any) -> list[str]:
-        feature = split.features[self.label]
-        if hasattr(feature, "names"):
-            return list(feature.names)
-        return [str(value) for value in sorted(set(split[self.label]))]
+        values = getattr(features[self.label], "names", None) or sorted(set(splits[self.train_split][self.label]))
+        names = [str(value) for value in values]
+        train, test = (
+            self._items(splits[split], images[0], names) if split in splits else None
+            for split in (self.train_split, self.test_split)
+        )
+        first, second = self.divided(train, test, f"'{self.path}' has no split '{self.test_split}'")
+        return first, second, names
 
     def _items(self, split: Any, image: str, names: Sequence[str]) -> _Items:
         import datasets
@@ -141,24 +113,3 @@ class HuggingFace(CondensationDataModule):
                 raise InputError(f"'{self.path}' has the test labels {unknown}, of which there is no training image.")
             labels = [names.index(str(label)) for label in labels]
         return _Items(split.cast_column(image, datasets.Image(decode=False)), image, labels)
-
-    def _divided(self, items: _Items) -> tuple[Split, Split]:
-        from sklearn.model_selection import train_test_split
-
-        try:
-            rows = train_test_split(
-                range(len(items)), test_size=self.test_fraction, stratify=items.targets, random_state=0
-            )
-        except ValueError as few:
-            raise InputError(
-                f"'{self.path}' has no split '{self.test_split}' and too few images to set a share of every class "
-                f"aside ({few})."
-            ) from few
-        return self._split(items, rows[0]), self._split(items, rows[1])
-
-    def _split(self, items: _Items, rows: Sequence[int] | None = None) -> Split:
-        rows = range(len(items)) if rows is None else rows
-        subset: Subset[Any] = Subset(items, rows)
-        if self.in_memory:
-            return stack(subset)
-        return subset, torch.tensor([items.targets[row] for row in rows])

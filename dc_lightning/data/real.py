@@ -26,8 +26,8 @@ class ImagesInMemory:
         """Images ``(n, C, H, W)`` of rows ``(n,)``."""
         return self.images.index_select(0, rows.to(self.images.device, non_blocking=True))
 
-    def subset(self, rows: Tensor, labels: Tensor) -> "ImagesInMemory":
-        """Those of some rows, ``(n,)``, under new labels, which they do not hold."""
+    def subset(self, rows: Tensor) -> "ImagesInMemory":
+        """Those of some rows, ``(n,)``."""
         return ImagesInMemory(self.take(rows))
 
     def to(self, device: torch.device) -> "ImagesInMemory":
@@ -36,42 +36,33 @@ class ImagesInMemory:
 
 
 @dataclass(frozen=True)
-class ImagesOnDisk(Dataset):
+class ImagesOnDisk:
     """Normalised images of a dataset, read when they are asked for, in threads: decoding releases Python's lock."""
 
     dataset: Dataset
     prepare: Callable[[Dataset, int], Tensor]
-    labels: Tensor
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
     def take(self, rows: Tensor) -> Tensor:
         """See `ImagesInMemory`."""
         with ThreadPoolExecutor(8) as pool:
-            images = list(pool.map(lambda row: self[row][0], rows.tolist()))
-        if len({image.shape for image in images}) > 1:
-            raise InputError(ONE_SHAPE.format(*sorted({tuple(image.shape) for image in images})[:2]))
+            images = list(pool.map(lambda row: self.prepare(self.dataset, row), rows.tolist()))
+        shapes = sorted({tuple(image.shape) for image in images})
+        if len(shapes) > 1:
+            raise InputError(ONE_SHAPE.format(*shapes[:2]))
         return torch.stack(images).to(self.device)
 
-    def subset(self, rows: Tensor, labels: Tensor) -> "ImagesOnDisk":
-        """Those of some rows, ``(n,)``, under new labels, ``(n,)``."""
-        return replace(self, dataset=Subset(self.dataset, rows.tolist()), labels=labels)
+    def subset(self, rows: Tensor) -> "ImagesOnDisk":
+        """See `ImagesInMemory`."""
+        return replace(self, dataset=Subset(self.dataset, rows.tolist()))
 
     def to(self, device: torch.device) -> "ImagesOnDisk":
         """See `ImagesInMemory`."""
         return self if self.device == device else replace(self, device=device)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.prepare(self.dataset, index), self.labels[index]
-
-
-Images = ImagesInMemory | ImagesOnDisk
-
 
 class RealImages:
-    """The real training images, drawn class by class.
+    """Real images of a split, drawn class by class.
 
     Args:
         images: normalised images by row number.
@@ -83,7 +74,7 @@ class RealImages:
 
     def __init__(
         self,
-        images: Images,
+        images: ImagesInMemory | ImagesOnDisk,
         labels: Tensor,
         class_names: Sequence[str],
         image_shape: tuple[int, int, int],
@@ -114,18 +105,23 @@ class RealImages:
         """
         rows = self.rows[label]
         order = torch.randperm(len(rows), generator=generator)
-        return self._images.take(rows[order[: self.batch_real if count is None else count]])
+        return self.take(rows[order[: self.batch_real if count is None else count]])
 
     def take(self, rows: Tensor) -> Tensor:
         """Images by row number, ``(n,)`` to ``(n, C, H, W)``, normalised."""
         return self._images.take(rows)
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images by row number, ``(n, C, H, W)``, normalised, and their labels, ``(n,)``, on one device."""
+        images, chosen = self.take(torch.tensor(rows)), self.labels[rows]
+        return images, chosen.to(images.device, non_blocking=True)
 
     def of_classes(self, classes: Sequence[int]) -> "RealImages":
         """The images of some classes, which are numbered in the order given."""
         rows = torch.cat([self.rows[label] for label in classes])
         labels = torch.cat([torch.full((len(self.rows[label]),), number) for number, label in enumerate(classes)])
         names = [self.class_names[label] for label in classes]
-        return RealImages(self._images.subset(rows, labels), labels, names, self.image_shape, self.batch_real)
+        return RealImages(self._images.subset(rows), labels, names, self.image_shape, self.batch_real)
 
     def to(self, device: torch.device) -> "RealImages":
         """The same images on another device."""

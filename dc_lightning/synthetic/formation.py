@@ -15,17 +15,7 @@ _PADDING = 0.5  # of pixels in [0, 1]: grey
 
 
 def decode(images: Tensor, factor: int, formation: Formation = "single", fill: float | Tensor = _PADDING) -> Tensor:
-    """Training images of stored ones.
-
-    Args:
-        images: float, ``(n, C, H, W)``.
-        factor: training images along each side of a stored one.
-        formation: see `Formation`.
-        fill: see `unfold`.
-
-    Returns:
-        float, ``(n * images_in_one(factor, formation), C, H, W)``: cell by cell, image by image within.
-    """
+    """Training images of stored ones: float, ``(n * images_in_one(factor, formation), C, H, W)``; see `unfold`."""
     if formation == "single":
         return unfold(images, factor, fill)
     return torch.cat([unfold(images, each, fill) for each in range(1, factor + 1)])
@@ -88,11 +78,7 @@ def unfold(images: Tensor, factor: int, fill: float | Tensor = _PADDING) -> Tens
 
 
 def check_factor(factor: int, size: tuple[int, int]) -> None:
-    """Makes sure that images of a size, height and width, can hold factor * factor others.
-
-    Raises:
-        InputError: if not.
-    """
+    """Raises `InputError` unless images of a size, height and width, can hold factor * factor others."""
     if not 1 <= factor <= min(size):
         raise InputError(f"factor must be in 1..{min(size)} for images of {size[0]}x{size[1]}, got {factor}.")
 

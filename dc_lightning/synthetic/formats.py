@@ -3,13 +3,12 @@
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dc_lightning.errors import InputError, suggestion
 from dc_lightning.files import write_whole
@@ -50,19 +49,18 @@ def export(synthetic: SyntheticSet, path: str | Path, to: Format = "folder", sco
         _write_parquet(synthetic, path, scores)
     elif to == "npz":
         buffer = io.BytesIO()
-        arrays = {name: tensor.numpy() for name, tensor in _tensors(synthetic).items()}
+        arrays = {name: tensor.numpy() for name, tensor in synthetic.tensors().items()}
         np.savez(buffer, **arrays, **{_KEY: np.array(json.dumps(synthetic.about()))})  # type: ignore[arg-type]
         write_whole(path, buffer.getvalue())
     else:
-        write_whole(
-            path, _library("safetensors.torch").save(_tensors(synthetic), {_KEY: json.dumps(synthetic.about())})
-        )
+        library = _library("safetensors.torch")
+        write_whole(path, library.save(synthetic.tensors(), {_KEY: json.dumps(synthetic.about())}))
     return f"{len(synthetic.images)} images written to {path}, every bit of them"
 
 
 def faithfulness(synthetic: SyntheticSet) -> str:
     """How far image files of 8 bits are from a set, in a sentence."""
-    pixels = synthetic.images if synthetic.space == "pixels" else synthetic.denormalised()
+    pixels = synthetic.denormalised()
     outside = ((pixels < 0) | (pixels > 1)).double().mean()
     moved = (pixels - synthetic.rounded_pixels()).abs().max()
     if float(outside) == 0:
@@ -73,13 +71,7 @@ def faithfulness(synthetic: SyntheticSet) -> str:
     )
 
 
-def _tensors(synthetic: SyntheticSet) -> dict[str, Tensor]:
-    return {"images": synthetic.images.cpu().contiguous(), "labels": synthetic.labels.cpu().contiguous()}
-
-
 def _library(name: str) -> Any:
-    from importlib import import_module
-
     try:
         return import_module(name)
     except ImportError as error:
@@ -98,7 +90,7 @@ def _write_parquet(synthetic: SyntheticSet, folder: Path, scores: str) -> None:
         label=datasets.ClassLabel(names=list(synthetic.class_names)),
     )
     columns = {
-        "image": [as_picture(image) for image in synthetic.viewable()],
+        "image": [as_picture(image) for image in synthetic.viewable()[0]],
         "pixels": synthetic.images.float().numpy(),
         "label": synthetic.labels.tolist(),
     }
@@ -118,12 +110,7 @@ def _write_parquet(synthetic: SyntheticSet, folder: Path, scores: str) -> None:
 
 
 def card(synthetic: SyntheticSet, scores: str = "") -> str:
-    """A dataset card for a hub, Markdown with a YAML header; the licence is left to whoever publishes the set.
-
-    Args:
-        synthetic: the set.
-        scores: in words.
-    """
+    """A dataset card for a hub, Markdown with a YAML header; the licence is left to whoever publishes the set."""
     source = synthetic.source
     dataset = str(source.get("dataset", "a dataset"))
     size = "n<1K" if len(synthetic.images) < 1000 else "1K<n<10K" if len(synthetic.images) < 10_000 else "10K<n<100K"
@@ -181,41 +168,24 @@ def read_shared(path: Path) -> SyntheticSet | None:
     if reader is None:
         return None
     try:
-        found = reader(path)
+        return reader(path)
     except InputError:
         raise
     except Exception as error:  # a damaged file fails in whatever way
         raise InputError(f"'{path}' is damaged or cut short; fetch or write it again.") from error
-    if found is None:
-        return None
-    about, images, labels = found
-    return SyntheticSet(
-        images,
-        labels,
-        tuple(about["mean"]),
-        tuple(about["std"]),
-        tuple(about["class_names"]),
-        dict(about["source"]),
-        space=about["space"],
-        factor=about["factor"],
-        formation=about["formation"],
-    )
 
 
-_Found = tuple[Mapping[str, Any], Any, Any]
-
-
-def _read_parquet(path: Path) -> _Found:
+def _read_parquet(path: Path) -> SyntheticSet:
     parquet = _library("pyarrow.parquet")
     table = parquet.read_table(path)
     note = (table.schema.metadata or {}).get(_KEY.encode())
     if note is None or "pixels" not in table.column_names:
         raise InputError(f"'{path}' is a Parquet file without the column pixels of a synthetic set of this package.")
     pixels = np.array(table["pixels"].to_pylist(), dtype=np.float32)
-    return json.loads(note), torch.from_numpy(pixels), torch.tensor(table["label"].to_pylist())
+    return SyntheticSet.of(torch.from_numpy(pixels), torch.tensor(table["label"].to_pylist()), json.loads(note))
 
 
-def _read_npz(path: Path) -> _Found | None:
+def _read_npz(path: Path) -> SyntheticSet | None:
     try:
         arrays = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         names = set(arrays.files)
@@ -225,13 +195,13 @@ def _read_npz(path: Path) -> _Found | None:
         return None
     if not {"images", "labels", _KEY} <= names:
         raise InputError(f"'{path}' has the arrays {', '.join(sorted(names))}; expected images, labels and {_KEY}.")
-    return json.loads(str(arrays[_KEY])), torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    return SyntheticSet.of(images, labels, json.loads(str(arrays[_KEY])))
 
 
-def _read_safetensors(path: Path) -> _Found:
-    library = _library("safetensors")
-    with library.safe_open(str(path), framework="pt") as file:
+def _read_safetensors(path: Path) -> SyntheticSet:
+    with _library("safetensors").safe_open(str(path), framework="pt") as file:
         note = (file.metadata() or {}).get(_KEY)
         if note is None:
             raise InputError(f"'{path}' is a safetensors file, but holds no synthetic set of this package.")
-        return json.loads(note), file.get_tensor("images"), file.get_tensor("labels")
+        return SyntheticSet.of(file.get_tensor("images"), file.get_tensor("labels"), json.loads(note))

@@ -52,11 +52,7 @@ def initial_images(init: Init, count: int, real: "RealImages", seed: int) -> Ten
 
 
 def require_enough(init: str, count: int, found: list[int], real: "RealImages", kind: str = "") -> None:
-    """Makes sure that there are images enough of every class to start from.
-
-    Raises:
-        InputError: if not; names the classes that have fewer.
-    """
+    """Raises `InputError` unless ``count`` images of every class were found to start from; names the others."""
     few = [f"{label} ({real.class_names[label]}: {number})" for label, number in enumerate(found) if number < count]
     if few:
         raise InputError(
@@ -91,10 +87,5 @@ def cluster_centres(points: Tensor, count: int, seed: int, start: Tensor | None 
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Row of the point nearest to each centre, by Euclidean distance: int64, ``(k,)``.
-
-    Args:
-        points: float, ``(n, ...)``, of d numbers each.
-        centres: float, ``(k, d)``.
-    """
+    """Row of the point, ``(n, ...)``, nearest to each centre, ``(k, d)``, by Euclidean distance: int64, ``(k,)``."""
     return torch.cdist(centres.to(points), points.flatten(1)).argmin(dim=1)

@@ -12,13 +12,7 @@ _SHAPE = 1.4  # width over height that is aimed at
 
 
 def labelled_picture(images: Sequence[Image.Image], labels: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """The images of each class in a block under its name, the blocks in rows.
-
-    Args:
-        images: of one size.
-        labels: int64, ``(n,)``, of each image.
-        class_names: one a class.
-    """
+    """The images, of one size, in a block for each class under its name, the blocks in rows; labels int64, ``(n,)``."""
     count, shown = len(class_names), list(zip(images, labels.tolist(), strict=True))
     blocks = [[image for image, label in shown if label == number] for number in range(count)]
     most = max(len(block) for block in blocks)

@@ -21,7 +21,6 @@ from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, Space, Synthe
 
 Labels = Literal["probabilities", "logits"]
 
-_WHITENING = (("mean_vector", "mean"), ("transform_matrix", "matrix"))
 _FORMATS = ("dc_lightning synthetic set 1", FORMAT)
 OLD_NAMES = {"gradient matching": "DC"}  # how 0.1.0 called its method
 
@@ -68,12 +67,14 @@ def load_synthetic(
     """
     path = Path(path) if Path(path).exists() else ready_set(str(path)).path
     path = _file_of_folder(path)
+    given = {"mean": mean, "std": std, "class_names": class_names}
+    said = {name: () if value is None else tuple(value) for name, value in given.items()}
     if "whitening" in unsaid and (path.is_dir() or path.suffix != ".pt" or "images" not in path.name):
         raise InputError(
             f"whitening goes with images_*.pt and labels_*.pt beside them; '{path}' is another kind of set."
         )
     if path.is_dir():
-        return [_read_folder(path, mean, std, class_names, unsaid.get("background", "white"))]
+        return [_read_folder(path, said, unsaid.get("background", "white"))]
     shared = read_shared(path)
     if shared is not None:
         return [checked(shared, f"'{path}'")]
@@ -81,17 +82,15 @@ def load_synthetic(
     if isinstance(content, dict) and content.get("format") in _FORMATS:
         return [_from_ours(content, path)]
     if isinstance(content, dict) and isinstance(content.get("data"), list) and content["data"]:
-        pairs = content["data"]
-        return [_from_authors(pair, path, index, mean, std, class_names) for index, pair in enumerate(pairs)]
+        return [_from_authors(pair, path, index, said) for index, pair in enumerate(content["data"])]
     found = _of_others(content, path, unsaid)
     if found is not None:
         images, labels, space, factor = found
+        if unsaid.get("labels") == "logits" and isinstance(labels, Tensor):
+            labels = labels.softmax(dim=1)
         source = {"method": "authors' file", "file": path.name, **_learned_rate(path)}
-        names, where = tuple(class_names or ()), f"'{path}'"
-        given = SyntheticSet(images, labels, tuple(mean or ()), tuple(std or ()), names, source)
-        soft = unsaid.get("labels") == "logits" and isinstance(labels, Tensor)
-        given = replace(given, labels=labels.softmax(dim=1)) if soft else given
-        return [checked(replace(given, space=space, factor=factor), where)]
+        about = {**said, "source": source, "space": space, "factor": factor}
+        return [checked(SyntheticSet.of(images, labels, about), f"'{path}'")]
     raise InputError(
         f"'{path}' is not a synthetic set: expected a file of this package, or a published form such as "
         "{'data': [[images, labels], ...]}."
@@ -144,7 +143,8 @@ def unwhitened(images: Tensor, path: Path) -> Tensor:
     """
     content = read_tensors(path)
     found = content if isinstance(content, Mapping) else {}
-    mean, matrix = (found.get(long, found.get(short)) for long, short in _WHITENING)
+    names = (("mean_vector", "mean"), ("transform_matrix", "matrix"))
+    mean, matrix = (found.get(long, found.get(short)) for long, short in names)
     if images.dim() != 4 or not len(images):
         return images  # `checked` says so
     numbers = images[0].numel()
@@ -228,12 +228,10 @@ def _from_ours(content: Mapping[str, Any], path: Path) -> SyntheticSet:
     missing = [name for name in fields if name not in content]
     if missing:
         raise InputError(f"'{path}' lacks {', '.join(missing)}; it is damaged.")
-    images, labels, mean, std, class_names, source = (content[name] for name in fields)
-    if not all(isinstance(value, list) for value in (mean, std, class_names)) or not isinstance(source, dict):
+    if not all(isinstance(content[name], list) for name in fields[2:5]) or not isinstance(content["source"], dict):
         raise InputError(f"'{path}' is damaged: mean, std and class_names must be lists, source a mapping.")
-    decoding = {key: content[key] for key in ("space", "factor", "formation") if key in content}
-    found = SyntheticSet(images, labels, tuple(mean), tuple(std), tuple(class_names), _current(source))
-    return checked(replace(found, **decoding), f"'{path}'")
+    about = {**content, "source": _current(content["source"])}
+    return checked(SyntheticSet.of(content["images"], content["labels"], about), f"'{path}'")
 
 
 def _current(source: dict[str, Any]) -> dict[str, Any]:
@@ -242,46 +240,41 @@ def _current(source: dict[str, Any]) -> dict[str, Any]:
     return {**source, "method": OLD_NAMES[method]} if method in OLD_NAMES else source
 
 
-def _from_authors(pair: Any, path: Path, index: int, mean: Any, std: Any, class_names: Any) -> SyntheticSet:
+def _from_authors(pair: Any, path: Path, index: int, said: Mapping[str, Any]) -> SyntheticSet:
     where = f"'{path}', experiment {index}"
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         raise InputError(f"{where}: expected [images, labels].")
     source = {"method": "authors' file", "file": path.name, "experiment": index}
-    found = SyntheticSet(pair[0], pair[1], tuple(mean or ()), tuple(std or ()), tuple(class_names or ()), source)
-    return checked(found, where)
+    return checked(SyntheticSet.of(pair[0], pair[1], {**said, "source": source}), where)
 
 
-def _read_folder(path: Path, mean: Any, std: Any, class_names: Any, background: str) -> SyntheticSet:
-    source: dict[str, Any] = {"method": "folder of images", "folder": path.name}
-    decoding: dict[str, Any] = {}
+def _read_folder(path: Path, said: Mapping[str, Any], background: str) -> SyntheticSet:
+    about: dict[str, Any] = {**said, "source": {"method": "folder of images", "folder": path.name}}
     if (path / METADATA).is_file():
         try:
-            metadata = json.loads((path / METADATA).read_text())
-            mean, std, class_names, source = (metadata[key] for key in ("mean", "std", "class_names", "source"))
-            source = _current(source)
-            decoding = {key: metadata[key] for key in ("factor", "formation") if key in metadata}
+            found = json.loads((path / METADATA).read_text())
+            about = {key: found[key] for key in (*about, "factor", "formation") if key in about or key in found}
+            about["source"] = _current(about["source"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{path / METADATA}' is damaged ({error}).") from error
-    if mean is None or std is None:
+    if not about["mean"] or not about["std"]:
         raise InputError(f"'{path}' does not say how its images are normalised; give mean and std.")
     try:
         tree = PictureTree(path)
     except FileNotFoundError as error:
         raise InputError(f"'{path}' is no folder with one folder of images a class ({error}).") from error
-    names = list(class_names or tree.classes)
+    names = list(about["class_names"] or tree.classes)
     by_folder = {name: label for label, name in enumerate(names)}
     by_folder |= {folder_name(label, names): label for label in range(len(names))}
     foreign = [folder for folder in tree.classes if folder not in by_folder]
     if foreign:
         raise InputError(f"The folders {foreign} of '{path}' are no classes of the data, which are {names}.")
-    tree.loader = partial(read_picture, channels=min(len(mean), 3), background=background)
-    images, folders = zip(*((in_unit_range(image), label) for image, label in tree), strict=True)
-    labels = torch.tensor([by_folder[tree.classes[folder]] for folder in folders])
+    tree.loader = partial(read_picture, channels=min(len(about["mean"]), 3), background=background)
+    images = [in_unit_range(image) for image, _ in tree]
+    labels = torch.tensor([by_folder[tree.classes[folder]] for folder in tree.targets])
     order = labels.argsort(stable=True)
     if len({image.shape for image in images}) > 1:
         raise InputError(f"The images of '{path}' differ in size; they must all be as large as the real ones.")
-    normalize = v2.Normalize(mean, std)
-    found = SyntheticSet(
-        normalize(torch.stack(images))[order], labels[order], tuple(mean), tuple(std), tuple(names), source
-    )
-    return checked(replace(found, **decoding), f"'{path}'")
+    normalised = v2.Normalize(about["mean"], about["std"])(torch.stack(images))
+    found = SyntheticSet.of(normalised[order], labels[order], {**about, "class_names": names})
+    return checked(found, f"'{path}'")

@@ -62,12 +62,10 @@ def ready_set(name: str) -> ReadySet:
         InputError: if there is none; names the one that is near.
     """
     sets = ready_sets()
-    for ready in sets:
-        if ready.name == name:
-            return ready
-    first = [ready for ready in sets if ready.short_name == name and ready.name.endswith("/seed_0")]
-    if first:
-        return max(first, key=lambda ready: float(ready.score["mean"]))
+    first = [ready for ready in sets if ready.name.endswith("/seed_0")]
+    found = [ready for ready in sets if ready.name == name] or [ready for ready in first if ready.short_name == name]
+    if found:
+        return max(found, key=lambda ready: float(ready.score["mean"]))
     known = [word for ready in sets for word in (ready.name, ready.short_name)]
     raise InputError(
         f"There is no synthetic set at '{name}'; give a .pt file, a folder of images, or the name of a set that ships "

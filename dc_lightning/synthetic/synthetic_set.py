@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,13 @@ class SyntheticSet(Dataset):
     factor: int = 1
     formation: Formation = "single"
 
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor, about: Mapping[str, Any]) -> "SyntheticSet":
+        """A set by what `about` gives; space, factor and formation may be missing."""
+        values: dict[str, Any] = {name: tuple(about[name]) for name in ("mean", "std", "class_names")}
+        decoding = {name: about[name] for name in ("space", "factor", "formation") if name in about}
+        return cls(images, labels, **values, source=dict(about["source"]), **decoding)
+
     def __repr__(self) -> str:
         shape = "x".join(str(side) for side in self.images.shape[1:])
         packed = f", {self.images_in_one} training images in each" if self.images_in_one > 1 else ""
@@ -75,11 +82,10 @@ class SyntheticSet(Dataset):
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """What a network trains on: images, float, ``(m, C, H, W)``, normalised, and their labels."""
-        grey = 0.5 if self.space == "pixels" else (0.5 - self._channels(self.mean)) / self._channels(self.std)
-        images = decode(self.images, self.factor, self.formation, grey)
-        if self.space == "pixels":
-            images = (images - self._channels(self.mean)) / self._channels(self.std)
-        return images, self.labels.repeat(self.images_in_one, *[1] * (self.labels.dim() - 1))
+        of_pixels = self.space == "pixels"
+        images = decode(self.images, self.factor, self.formation, 0.5 if of_pixels else self._normalised(0.5))
+        labels = self.labels.repeat(self.images_in_one, *[1] * (self.labels.dim() - 1))
+        return self._normalised(images) if of_pixels else images, labels
 
     @property
     def images_in_one(self) -> int:
@@ -88,6 +94,9 @@ class SyntheticSet(Dataset):
 
     def _channels(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values).to(self.images).view(-1, 1, 1)
+
+    def _normalised(self, pixels: Tensor | float) -> Tensor:
+        return (pixels - self._channels(self.mean)) / self._channels(self.std)
 
     def __len__(self) -> int:
         return len(self.labels) * self.images_in_one
@@ -100,10 +109,6 @@ class SyntheticSet(Dataset):
     @cached_property
     def _decoded(self) -> tuple[Tensor, Tensor]:
         return self.decoded()
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.decoded()
-        return zip(images if self.normalized else self._to_unit_range(images), labels, strict=True)
 
     @property
     def method(self) -> str:
@@ -130,7 +135,7 @@ class SyntheticSet(Dataset):
 
     def unit_range_images(self) -> Tensor:
         """The stored images as pixels, clamped: float in [0, 1], ``(n, C, H, W)``."""
-        return self.images.clamp(0, 1) if self.space == "pixels" else self._to_unit_range(self.images)
+        return self.denormalised().clamp(0, 1)
 
     def rounded_pixels(self) -> Tensor:
         """`unit_range_images` in steps of 1/255."""
@@ -139,8 +144,7 @@ class SyntheticSet(Dataset):
     def as_8_bit(self) -> "SyntheticSet":
         """What an image file of 8 bits holds: pixels clamped to [0, 1], in steps of 1/255."""
         pixels = self.rounded_pixels()
-        normalised = (pixels - self._channels(self.mean)) / self._channels(self.std)
-        images = pixels if self.space == "pixels" else normalised
+        images = pixels if self.space == "pixels" else self._normalised(pixels)
         return replace(self, images=images, source={**self.source, "stored_as": "8-bit images"})
 
     def with_normalized(self, normalized: bool) -> "SyntheticSet":
@@ -151,33 +155,28 @@ class SyntheticSet(Dataset):
         """The same images under another normalisation."""
         if (self.mean, self.std) == (mean, std):
             return self
-        images = self.images
-        if self.space == "normalised":
-            images = (self.denormalised() - self._channels(mean)) / self._channels(std)
-        return replace(self, images=images, mean=tuple(mean), std=tuple(std))
+        found = replace(self, mean=tuple(mean), std=tuple(std))
+        return found if self.space == "pixels" else replace(found, images=found._normalised(self.denormalised()))
 
-    def viewable(self, decoded: bool = False) -> Tensor:
-        """The images as a picture can show them, float in [0, 1], with 1 or 3 channels; see `grid`."""
+    def viewable(self, decoded: bool = False) -> tuple[Tensor, Tensor]:
+        """Images as a picture can show them, float in [0, 1], 1 or 3 channels, and their classes; see `grid`."""
         images = self._to_unit_range(self.decoded()[0]) if decoded else self.unit_range_images()
-        if images.shape[1] in (1, 3):
-            return images
-        return images[:, :3] if images.shape[1] > 3 else images.mean(dim=1, keepdim=True)
+        if images.shape[1] not in (1, 3):
+            images = images[:, :3] if images.shape[1] > 3 else images.mean(dim=1, keepdim=True)
+        return images, self.hard_labels.repeat(self.images_in_one if decoded else 1)
 
     def denormalised(self) -> Tensor:
-        """Normalised images as pixels, not clamped."""
+        """The stored images as pixels, not clamped: float, ``(n, C, H, W)``."""
+        if self.space == "pixels":
+            return self.images
         return self.images * self._channels(self.std) + self._channels(self.mean)
 
     def grid(self, decoded: bool = False) -> Tensor:
         """The images, one row a class (paper, figures 2 and 3): float in [0, 1], ``(3, height, width)``.
 
-        Args:
-            decoded: those that a network trains on, instead of the stored ones.
-
-        Of two channels the mean is shown, of four or more the first three.
+        The stored ones, or the decoded that a network trains on; of two channels the mean, of four or more three.
         """
-        images, labels = self.viewable(decoded), self.hard_labels
-        if decoded:
-            labels = labels.repeat(self.images_in_one)
+        images, labels = self.viewable(decoded)
         width = int(torch.bincount(labels).max())
         rows = []
         for label in range(self.num_classes):
@@ -187,14 +186,18 @@ class SyntheticSet(Dataset):
 
     def picture(self, decoded: bool = False) -> Image.Image:
         """The images with the names of their classes, enlarged; see `grid` for ``decoded``."""
-        labels = self.hard_labels.repeat(self.images_in_one) if decoded else self.hard_labels
-        return labelled_picture([as_picture(image) for image in self.viewable(decoded)], labels, self.class_names)
+        images, labels = self.viewable(decoded)
+        return labelled_picture([as_picture(image) for image in images], labels, self.class_names)
 
     def save_grid(self, path: str | Path, decoded: bool = False) -> None:
         """Writes `picture` as a PNG file."""
         buffer = io.BytesIO()
         self.picture(decoded).save(buffer, format="PNG")
         write_whole(path, buffer.getvalue())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Images and labels as a file holds them."""
+        return {"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().contiguous()}
 
     def about(self) -> dict[str, Any]:
         """All but images and labels, as plain values for a file."""
@@ -210,13 +213,7 @@ class SyntheticSet(Dataset):
 
     def save(self, path: str | Path) -> None:
         """Writes tensors and plain values only: `torch.load` reads it with ``weights_only=True``."""
-        content = {
-            "format": FORMAT,
-            "images": self.images.cpu().contiguous(),
-            "labels": self.labels.cpu().contiguous(),
-            **self.about(),
-        }
-        save_whole(path, content)
+        save_whole(path, {"format": FORMAT, **self.tensors(), **self.about()})
 
     def export(self, folder: str | Path) -> None:
         """Writes a folder of PNG files of the stored images in ImageFolder layout, and what belongs to them as JSON.
@@ -240,14 +237,8 @@ class SyntheticSet(Dataset):
             target = folder / folder_name(int(label), self.class_names) / f"{index:05d}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             as_picture(image).save(target)
-        metadata = {
-            "mean": self.mean,
-            "std": self.std,
-            "class_names": self.class_names,
-            "source": {**self.source, "stored_as": "8-bit images"},
-            "factor": self.factor,
-            "formation": self.formation,
-        }
+        metadata = {**self.about(), "source": {**self.source, "stored_as": "8-bit images"}}
+        del metadata["space"]  # files hold pixels
         write_whole(folder / METADATA, json.dumps(metadata, indent=2).encode())
 
 
