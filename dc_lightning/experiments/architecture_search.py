@@ -4,9 +4,8 @@ The authors never published the code. What the paper leaves open is said where i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import product
 from math import isnan, nan
 from pathlib import Path
@@ -19,7 +18,7 @@ from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.errors import InputError, require_at_least, suggestion
 from dc_lightning.evaluation import Evaluator, Score
 from dc_lightning.evaluation.baselines import WholeSet, random_set, whole_set
-from dc_lightning.evaluation.evaluator import TrainNumber, check_fits, check_networks
+from dc_lightning.evaluation.evaluator import check_fits, check_networks
 from dc_lightning.evaluation.recipe import Recipe
 from dc_lightning.evaluation.selection import Method, Selection
 from dc_lightning.evaluation.training import Job, Report, train_and_test
@@ -33,7 +32,6 @@ from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
 EARLY_STOPPING = "early stopping"
 TRUTH = "whole set"
-_TOP = (5, 10, 20)
 
 
 @dataclass(frozen=True)
@@ -86,21 +84,13 @@ class Space:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Accuracies of all networks of a space after training on one thing.
+    """Accuracies of all networks of a space after training on one thing."""
 
-    Args:
-        name: of the proxy, or of the whole set.
-        synthetic: what networks are trained on.
-        images: that are stored for it.
-        scores: one a network, in the order of the space.
-        seconds: of all trainings and tests, summed over processes; None where some were trained by another run.
-    """
-
-    name: str
-    synthetic: SyntheticSet
-    images: int
-    scores: list[Score] = field(default_factory=list)
-    seconds: float | None = None
+    name: str  # of the proxy, or of the whole set
+    synthetic: SyntheticSet  # what networks are trained on
+    images: int  # that are stored for it
+    scores: list[Score] = field(default_factory=list)  # one a network, in the order of the space
+    seconds: float | None = None  # of all trainings and tests, over all processes; None where another run did some
 
     @property
     def accuracies(self) -> list[float]:
@@ -110,41 +100,30 @@ class Ranking:
     @property
     def kilobytes(self) -> float:
         """Of the stored images: one byte a number of real ones, as in image files, four of others."""
-        is_real = self.name.partition(",")[0] in (*get_args(Selection), "random", EARLY_STOPPING, TRUTH)
+        is_real = self.name.partition(",")[0] in (*get_args(Method), EARLY_STOPPING, TRUTH)
         return self.images * self.synthetic.images[0].numel() * (1 if is_real else 4) / 1000
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a proxy's accuracies agree with those on the whole set.
+    """How far a proxy's accuracies agree with those on the whole set."""
 
-    Args:
-        top: of how many networks, the best on the whole set.
-        spearman: rank correlation, in [-1, 1]; None where all accuracies are equal.
-        kendall: tau-b, likewise.
-    """
-
-    top: int
-    spearman: float | None
-    kendall: float | None
+    top: int  # of how many networks, the best on the whole set
+    spearman: float | None  # rank correlation, in [-1, 1]; None where all accuracies are equal
+    kendall: float | None  # tau-b, likewise
 
 
 def agreements(proxy: Sequence[float], truth: Sequence[float]) -> list[Agreement]:
-    """Correlations over all networks, and over the best 20, 10 and 5 on the whole set, where there are more.
-
-    Args:
-        proxy: accuracy of each network by the proxy.
-        truth: accuracy of each network by the whole set.
-    """
+    """Correlations of accuracies over all networks, and over the best 20, 10 and 5 by truth, where there are more."""
     from scipy.stats import kendalltau, spearmanr
 
     best = sorted(range(len(truth)), key=lambda place: -truth[place])
     found = []
-    for top in (len(truth), *(count for count in sorted(_TOP, reverse=True) if count < len(truth))):
+    for top in (len(truth), *(count for count in (20, 10, 5) if count < len(truth))):
         pairs = [proxy[place] for place in best[:top]], [truth[place] for place in best[:top]]
         constant = any(len(set(values)) == 1 for values in pairs)  # SciPy would warn
-        values = [None, None] if constant else [float(each(*pairs).statistic) for each in (spearmanr, kendalltau)]
-        found.append(Agreement(top, *(None if value is None or isnan(value) else value for value in values)))
+        values = [None if constant else float(each(*pairs).statistic) for each in (spearmanr, kendalltau)]
+        found.append(Agreement(top, *values))
     return found
 
 
@@ -175,28 +154,22 @@ class ArchitectureSearch:
         proxies: Sequence[str],
         ipc: int,
     ) -> None:
-        self.callback, self.data, self.ipc = callback, data, ipc
+        self.callback, self.data, self.ipc, self.proxies = callback, data, ipc, list(proxies)
         self.networks = space.drawn(callback.seed)
         check_networks(self.networks, data)
         self.recipe = callback.recipes[0]
-        self.evaluator: Evaluator = replace(
-            callback.evaluator(trainer, data), known=Evaluated(callback.cache / "accuracies", trainer.global_rank)
-        )
+        self.known = Evaluated(callback.cache / "accuracies", trainer.global_rank)
+        self.evaluator: Evaluator = callback.evaluator(trainer, data)
         self.whole = WholeSet(self.evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
         if set(proxies) <= {EARLY_STOPPING}:
             raise InputError(
                 f"proxies must name at least one set, or one of {', '.join(get_args(Method))}; {EARLY_STOPPING} is "
-                f"stopped where a network has seen as many images as of the first of them. Got {list(proxies)}."
+                f"stopped where a network has seen as many images as of the first of them. Got {self.proxies}."
             )
         if len(set(proxies)) < len(proxies):
-            raise InputError(f"proxies must be named once each, got {list(proxies)}.")
+            raise InputError(f"proxies must be named once each, got {self.proxies}.")
         names = [*get_args(Method), EARLY_STOPPING]
-        self.loaded: dict[str, SyntheticSet] = {}
-        self.selected: dict[str, SyntheticSet] = {}  # once, though early stopping asks again
-        for proxy in proxies:
-            if proxy not in names:
-                self.loaded[proxy] = self._load(proxy, names)
-        self.proxies = list(proxies)
+        self.loaded = {proxy: self._load(proxy, names) for proxy in proxies if proxy not in names}
 
     def _load(self, proxy: str, names: Sequence[str]) -> SyntheticSet:
         data = self.data
@@ -212,77 +185,59 @@ class ArchitectureSearch:
 
     def run(self) -> tuple[Ranking, list[Ranking]]:
         """The ranking by the whole set, and one by each proxy."""
-        proxies = [self._rank_by_proxy(proxy) for proxy in self.proxies]
-        images, recipe = self._all, self.whole.own_recipe
-
-        def train(number: int, job: Job, report: Report) -> float:
-            return self.whole.network(job.network, number, report).accuracy
-
-        def is_new(number: int, job: Job) -> bool:
-            return not self.whole.is_trained(job.network, number)
-
-        truth = self._rank(Ranking(TRUTH, images, len(images)), recipe, train, is_new)
-        return truth, proxies
-
-    def _rank_by_proxy(self, proxy: str) -> Ranking:
-        recipe, chosen = self.recipe, self._set(proxy)
-        images = len(chosen.images)
-        if proxy == EARLY_STOPPING:
-            chosen, recipe = self._early_stopping()
-
-        def train(number: int, job: Job, report: Report) -> float:
-            return train_and_test(chosen, job, self.data, self.evaluator.device, report=report)[0]
-
-        title = proxy if proxy not in self.loaded else f"{chosen.method}, {proxy}"
-        return self._rank(Ranking(title, chosen, images), recipe, train, lambda number, job: True)
-
-    @cached_property
-    def _all(self) -> SyntheticSet:
-        return whole_set(self.data)
+        everything = whole_set(self.data)
+        sets = {proxy: self._set(proxy) for proxy in self.proxies if proxy != EARLY_STOPPING}
+        ranked = []
+        for proxy in self.proxies:
+            if proxy == EARLY_STOPPING:
+                chosen, recipe = self._early_stopping(everything, len(next(iter(sets.values()))))
+                ranked.append(self._rank(Ranking(proxy, chosen, len(everything)), recipe))
+            else:
+                name = f"{sets[proxy].method}, {proxy}" if proxy in self.loaded else proxy
+                ranked.append(self._rank(Ranking(name, sets[proxy], len(sets[proxy].images)), self.recipe))
+        return self._rank(Ranking(TRUTH, everything, len(everything)), self.whole.own_recipe), ranked
 
     def _set(self, proxy: str) -> SyntheticSet:
-        """The images of a proxy; for early stopping, all that it draws from."""
-        if found := self.loaded.get(proxy) or self.selected.get(proxy):
-            return found
-        if proxy == EARLY_STOPPING:
-            return self._all
+        if proxy in self.loaded:
+            return self.loaded[proxy]
         if proxy == "random":
             return random_set(self.data, self.ipc, derive_seed(self.callback.seed, "proxy"))
-        chosen = self.whole.select(cast(Selection, proxy), self.ipc, self.callback.features_network)
-        return self.selected.setdefault(proxy, chosen)
+        return self.whole.select(cast(Selection, proxy), self.ipc, self.callback.features_network)
 
-    def _early_stopping(self) -> tuple[SyntheticSet, Recipe]:
-        """As many images, of the whole set in random order, as the first network sees of the first other proxy.
+    def _early_stopping(self, everything: SyntheticSet, count: int) -> tuple[SyntheticSet, Recipe]:
+        """As many images, of the whole set in random order, as the first network sees of ``count`` images of a proxy.
 
         Rounded to epochs; where these are one or less, the learning rate does not drop.
         """
-        first = next(proxy for proxy in self.proxies if proxy != EARLY_STOPPING)
-        epochs = self.recipe.epochs_run(self.recipe.epochs_for(self.networks[0], self.data))
-        images, seen = self._all, epochs * len(self._set(first))
+        seen = count * self.recipe.epochs_run(self.recipe.epochs_for(self.networks[0], self.data))
         generator = derive_generator(self.callback.seed, EARLY_STOPPING)
-        rows = torch.randperm(len(images), generator=generator)[:seen].sort().values
-        source = {**images.source, "method": EARLY_STOPPING}
-        some = replace(images, images=images.images[rows], labels=images.labels[rows], source=source)
-        epochs = max(round(seen / len(images)), 1)
+        rows = torch.randperm(len(everything), generator=generator)[:seen].sort().values
+        source = {**everything.source, "method": EARLY_STOPPING}
+        some = replace(everything, images=everything.images[rows], labels=everything.labels[rows], source=source)
+        epochs = max(round(seen / len(everything)), 1)
         recipe = self.recipe.with_epochs(epochs - self.recipe.epochs_from_zero)
         return some, (recipe if epochs > 1 else replace(recipe, milestones=[]))
 
-    def _rank(self, empty: Ranking, recipe: Recipe, train: TrainNumber, is_new: Callable[[int, Job], bool]) -> Ranking:
+    def _rank(self, empty: Ranking, recipe: Recipe) -> Ranking:
         """Trains every network, or takes what is known of it, with the seconds that it took."""
-        known, chosen, spent = self.evaluator.known, empty.synthetic, torch.zeros(1, dtype=torch.float64)
-        assert known is not None
+        is_truth, chosen, known = empty.name == TRUTH, empty.synthetic, self.known
+        spent = torch.zeros(1, dtype=torch.float64)
 
-        def timed(number: int, job: Job, report: Report) -> float:
+        def train(number: int, job: Job, report: Report) -> float:
             key = self.evaluator.identity(chosen, job)
             if key not in known:
-                new, started = is_new(number, job), time.monotonic()
-                known[key] = train(number, job, report)
-                known[f"{key} seconds"] = time.monotonic() - started if new else nan
+                of_another_run = is_truth and self.whole.is_trained(job.network, number)
+                started = time.monotonic()
+                if is_truth:
+                    known[key] = self.whole.network(job.network, number, report).accuracy
+                else:
+                    known[key], _ = train_and_test(chosen, job, self.data, self.evaluator.device, report=report)
+                known[f"{key} seconds"] = nan if of_another_run else time.monotonic() - started
             spent.add_(known.get(f"{key} seconds", nan))
             return known[key]
 
-        count = self.callback.whole_set_networks if empty.name == TRUTH else self.callback.num_networks
-        scores = self.evaluator.spread(self.networks, count, recipe, timed, empty.name)
+        count = self.callback.whole_set_networks if is_truth else self.callback.num_networks
+        scores = self.evaluator.spread(self.networks, count, recipe, train, empty.name)
         seconds = float(self.evaluator.group.reduce(spent))
         return replace(empty, scores=scores, seconds=None if isnan(seconds) else seconds)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.experiments import architecture_search, continual
-from dc_lightning.experiments.architecture_search import ArchitectureSearch, Space
+from dc_lightning.experiments.architecture_search import ArchitectureSearch, Space, agreements
 from dc_lightning.experiments.continual import Continual, Protocol
 from dc_lightning.experiments.tables import Matrix, show
 from dc_lightning.files import write_whole
@@ -19,17 +19,6 @@ from dc_lightning.run.commands import CondensationTrainer, in_processes
 from dc_lightning.run.evaluation_callback import EvaluationCallback, require_writable
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.results import Column, environment, now, write_results
-
-
-@contextmanager
-def _continued_by(command: str, callback: EvaluationCallback) -> Iterator[None]:
-    """Notes on what a signal raises the command that continues, whatever it has ended."""
-    try:
-        yield
-    except Interrupted as stop:
-        words = ["dc-lightning", command, "--config", str(callback.folder / "config.yaml")]
-        stop.resume_command = shlex.join(words)  # type: ignore[attr-defined]
-        raise
 
 
 class ExperimentTrainer(CondensationTrainer):
@@ -56,31 +45,27 @@ class ExperimentTrainer(CondensationTrainer):
         """
 
         def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
-            with _continued_by("continual", callback):
-                learn(callback, data)
-
-        def learn(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             require_writable(Path(output), "--output")
             callback.check(self, data, model.network_spec, methods=[*protocol.memories])
             experiment = Continual(self, callback, model, data, protocol, Path(output))
             learnt, stages = experiment.run(), experiment.stage_names()
+            if not self.is_global_zero:
+                return
             columns = [Column(each.name, [experiment.score(each)], each.images, each.stored) for each in learnt]
-            network = part_name(experiment.network)
             training = protocol.training + (f", distillation {protocol.distillation}" if protocol.distillation else "")
-            title = f"{data.title}, {model.ipc} per class, {network}: continual learning, {training}"
-            title += f", recipe {experiment.recipe.name}, {experiment.score(learnt[0]).epochs} epochs"
-            found = {"learnt": [each.to_dict() for each in learnt], "stages": stages}
-            self._publish(callback, columns, continual.table(learnt, title, stages), found)
-            if self.is_global_zero:
-                write_whole(callback.folder / "continual.png", continual.plot(learnt, title, stages))
-                for logger in self.loggers:
-                    for each in learnt:
-                        for stage, values in enumerate(each.by_stage(), 1):
-                            logger.log_metrics({f"continual/{each.name}": sum(values) / len(values)}, step=stage)
-                    logger.save()
-                say(f"plot           {callback.folder / 'continual.png'}")
+            title = f"{data.title}, {model.ipc} per class, {part_name(experiment.network)}: continual learning, "
+            title += f"{training}, recipe {experiment.recipe.name}, {columns[0].scores[0].epochs} epochs"
+            found = {"columns": columns, "learnt": [each.to_dict() for each in learnt], "stages": stages}
+            table, plot = continual.table(learnt, title, stages), continual.plot(learnt, title, stages)
+            self._publish(callback, "continual", table, plot, found)
+            for logger in self.loggers:
+                for each in learnt:
+                    for stage, values in enumerate(each.by_stage(), 1):
+                        logger.log_metrics({f"continual/{each.name}": sum(values) / len(values)}, step=stage)
+                logger.save()
 
-        in_processes(self, model, datamodule, work)
+        with self._resumed_by("continual"):
+            in_processes(self, model, datamodule, work)
 
     def architecture_search(
         self,
@@ -104,42 +89,49 @@ class ExperimentTrainer(CondensationTrainer):
         """
 
         def work(callback: EvaluationCallback, data: CondensationDataModule) -> None:
-            with _continued_by("architecture-search", callback):
-                search(callback, data)
-
-        def search(callback: EvaluationCallback, data: CondensationDataModule) -> None:
             require_writable(callback.cache, "--evaluation.cache")
             experiment = ArchitectureSearch(self, callback, data, space, proxies, model.ipc)
             callback.check(self, data, experiment.networks[0], methods=proxies)
             truth, ranked = experiment.run()
-            columns = [Column(each.name, each.scores, len(each.synthetic), each.images) for each in [*ranked, truth]]
-            title = f"{data.title}: architecture search, {len(truth.scores)} networks, recipe "
-            title += f"{ranked[0].scores[0].recipe}, {ranked[0].scores[0].epochs} epochs; {callback.whole_set_epochs} "
-            title += "on the whole set"
-            agreed = {
-                each.name: [vars(found) for found in architecture_search.agreements(each.accuracies, truth.accuracies)]
-                for each in ranked
+            if not self.is_global_zero:
+                return
+            all_ranked = [*ranked, truth]
+            columns = [Column(each.name, each.scores, len(each.synthetic), each.images) for each in all_ranked]
+            first = ranked[0].scores[0]
+            title = f"{data.title}: architecture search, {len(truth.scores)} networks, recipe {first.recipe}, "
+            title += f"{first.epochs} epochs; {callback.whole_set_epochs} on the whole set"
+            agreed = {each.name: agreements(each.accuracies, truth.accuracies) for each in ranked}
+            found = {
+                "columns": columns,
+                "agreement": {name: [vars(agreement) for agreement in each] for name, each in agreed.items()},
+                "seconds_of": {each.name: each.seconds for each in all_ranked},
             }
-            found = {"agreement": agreed, "seconds_of": {each.name: each.seconds for each in [*ranked, truth]}}
-            self._publish(callback, columns, architecture_search.table(truth, ranked, title), found)
-            if self.is_global_zero:
-                path = callback.folder / "architecture_search.png"
-                write_whole(path, architecture_search.plot(truth, ranked, title))
-                say(f"plot           {path}")
+            table = architecture_search.table(truth, ranked, title)
+            plot = architecture_search.plot(truth, ranked, title)
+            self._publish(callback, "architecture_search", table, plot, found)
 
-        in_processes(self, model, datamodule, work)
+        with self._resumed_by("architecture-search"):
+            in_processes(self, model, datamodule, work)
+
+    @contextmanager
+    def _resumed_by(self, command: str) -> Iterator[None]:
+        """Notes on what a signal raises the command that continues, whatever it has ended."""
+        try:
+            yield
+        except Interrupted as stop:
+            words = ["dc-lightning", command, "--config", str(Path(self.log_dir) / "config.yaml")]
+            stop.resume_command = shlex.join(words)  # type: ignore[attr-defined]
+            raise
 
     def _publish(
-        self, callback: EvaluationCallback, columns: list[Column], table: Matrix, found: dict[str, Any]
+        self, callback: EvaluationCallback, name: str, table: Matrix, plot: bytes, found: dict[str, Any]
     ) -> None:
-        """Writes results.json, and prints the table."""
-        if not self.is_global_zero:
-            return
+        """Writes results.json and the plot, and prints the table."""
         content = {
             "kind": table.corner,
-            "columns": [column.to_dict() for column in columns],
-            "table": table.to_dict(),
             **found,
+            "columns": [column.to_dict() for column in found["columns"]],
+            "table": table.to_dict(),
             "seed": callback.seed,
             "configuration": callback.configuration,
             "finished": now(),
@@ -152,3 +144,5 @@ class ExperimentTrainer(CondensationTrainer):
             self.progress_bar_callback.close()
         show(table.markdown())
         say(f"results        {callback.folder / 'results.json'}")
+        write_whole(callback.folder / f"{name}.png", plot)
+        say(f"plot           {callback.folder / f'{name}.png'}")

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from textwrap import fill
@@ -84,19 +84,15 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Stage:
-    """What comes at once.
+    """What comes at once."""
 
-    Args:
-        data: its images.
-        labels: number of each of its classes among all.
-    """
+    data: CondensationDataModule  # its images
+    labels: tuple[int, ...]  # number of each of its classes among all
 
-    data: CondensationDataModule
-    labels: tuple[int, ...]
-
-    def tests(self) -> "Iterable[tuple[Tensor, Tensor]]":
+    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of its test images, labelled among all classes."""
-        return _Relabelled(self)
+        for images, labels in self.data.test_dataloader():
+            yield images, torch.tensor(self.labels, device=labels.device)[labels]
 
     def labelled(self, synthetic: SyntheticSet) -> tuple[Tensor, Tensor]:
         """Decoded images of a set of its classes, and labels among all."""
@@ -104,22 +100,8 @@ class Stage:
         return images.cpu(), torch.tensor(self.labels)[labels.cpu()]
 
 
-class _Relabelled:
-    def __init__(self, stage: Stage) -> None:
-        self.loader, self.labels = stage.data.test_dataloader(), torch.tensor(stage.labels)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield images, self.labels.to(labels.device)[labels]
-
-
 def stages_of(data: CondensationDataModule, steps: int, order: int) -> list[Stage]:
-    """The stages of a stream, or of one order of the classes.
-
-    Args:
-        data: after its setup.
-        steps: number of stages.
-        order: seed of the order.
+    """The stages of a stream, or those of the classes in the order that a seed gives.
 
     Raises:
         InputError: if the classes cannot be divided so.
@@ -137,21 +119,13 @@ def stages_of(data: CondensationDataModule, steps: int, order: int) -> list[Stag
 
 @dataclass(frozen=True)
 class Learnt:
-    """Accuracies of one kind of memory.
+    """Accuracies of one kind of memory."""
 
-    Args:
-        name: of it.
-        accuracies: ``[order][network][stage][task]``, in [0, 1]: after each stage on each task so far.
-        sizes: ``[order][task]``, test images; None weighs all tasks alike.
-        images: in the memory after the last stage, as networks see them.
-        stored: likewise, as they are kept.
-    """
-
-    name: str
-    accuracies: list[list[list[list[float]]]]
-    sizes: list[list[int]] | None
-    images: int
-    stored: int
+    name: str  # of the memory
+    accuracies: list[list[list[list[float]]]]  # [order][network][stage][task], in [0, 1], on each task so far
+    sizes: list[list[int]] | None  # [order][task], test images; None weighs all tasks alike
+    images: int  # in the memory after the last stage, as networks see them
+    stored: int  # likewise, as they are kept
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
@@ -159,23 +133,21 @@ class Learnt:
 
     def by_stage(self) -> list[list[float]]:
         """Accuracy on all that was seen, ``[stage][order and network]``."""
-        found: list[list[float]] = []
+        found: list[list[float]] = [[] for _ in self.accuracies[0][0]]
         for order, networks in enumerate(self.accuracies):
             for network in networks:
                 for stage, tasks in enumerate(network):
                     weights = self.sizes[order][: len(tasks)] if self.sizes else None
-                    found += [[]] if stage == len(found) else []
                     found[stage].append(float(np.average(tasks, weights=weights)))
         return found
 
     def forgetting(self) -> list[float]:
         """How far tasks fell in the end from the best before (Chaudhry et al. 2018), one an order and network."""
-        return [_forgetting(network) for networks in self.accuracies for network in networks]
-
-
-def _forgetting(network: Sequence[Sequence[float]]) -> float:
-    *before, last = network
-    return fmean(max(after[task] for after in before if task < len(after)) - last[task] for task in range(len(before)))
+        found = []
+        for *before, last in (network for networks in self.accuracies for network in networks):
+            best = [max(after[task] for after in before[task:]) for task in range(len(before))]
+            found.append(fmean(most - end for most, end in zip(best, last, strict=False)))
+        return found
 
 
 class Continual:
@@ -257,20 +229,18 @@ class Continual:
         for order in range(orders):
             stages = stages_of(self.data, self.protocol.steps, order)
             kept: list[SyntheticSet] = []
-            after: list[list[list[float]]] = [[] for _ in range(self.callback.num_networks)]
-            for number, stage in enumerate(stages):
-                title = f"{self.name(memory)}, order {order + 1}/{orders}, stage {number + 1}/{len(stages)}"
+            by_stage: list[list[list[float]]] = []
+            for number, stage in enumerate(stages, 1):
+                title = f"{self.name(memory)}, order {order + 1}/{orders}, stage {number}/{len(stages)}"
                 if not self.rehearses:
                     kept.append(self._remember(memory, stage, order, title))
-                for network, tasks in enumerate(self._train(stages[: number + 1], kept, order, title)):
-                    after[network].append(tasks)
-                if self.rehearses and number + 1 < len(stages):
+                by_stage.append(self._train(stages[:number], kept, order, title))
+                if self.rehearses and number < len(stages):
                     kept.append(self._remember(memory, stage, order, title))
-            found.append(after)
+            found.append([list(network) for network in zip(*by_stage, strict=True)])
             sizes.append([len(stage.data.test_labels) for stage in stages])
             images, stored = sum(len(each) for each in kept), sum(len(each.images) for each in kept)
-        alike = isinstance(self.data, Stream)
-        return Learnt(self.name(memory), found, None if alike else sizes, images, stored)
+        return Learnt(self.name(memory), found, None if isinstance(self.data, Stream) else sizes, images, stored)
 
     # Memories
 
@@ -287,23 +257,20 @@ class Continual:
         folder = self.output / "memories" / f"{data.title}_{self.name(memory)}_{digest}"
         path = folder / "synthetic.pt"
         if not agreed(self.trainer, path.is_file()):
+            seed = callback.seed + order
             if memory == "condensed":
-                found = self._condense(data, callback.seed + order, folder, title)
+                found = self._condense(data, seed, folder, title)
+            elif memory == "random":
+                found = random_set(data, model.ipc, derive_seed(seed, "memory"))
             else:
-                found = self._select(memory, data, callback.seed + order)
+                evaluator = replace(self.evaluator, data=data, seed=seed)
+                whole = WholeSet(evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
+                found = whole.select(memory, model.ipc, callback.features_network)
             if self.trainer.is_global_zero:
                 found.save_grid(path.with_suffix(".png"))
                 found.save(path)
             self.trainer.strategy.barrier("memory")
         return load_synthetic(path)[0]
-
-    def _select(self, memory: Selection | Literal["random"], data: CondensationDataModule, seed: int) -> SyntheticSet:
-        if memory == "random":
-            return random_set(data, self.model.ipc, derive_seed(seed, "memory"))
-        callback = self.callback
-        evaluator = replace(callback.evaluator(self.trainer, data), seed=seed)
-        chosen_from = WholeSet(evaluator, self.recipe, callback.whole_set_epochs, callback.cache)
-        return chosen_from.select(memory, self.model.ipc, callback.features_network)
 
     def _condense(self, data: CondensationDataModule, seed: int, folder: Path, title: str) -> SyntheticSet:
         """An ordinary fit of a copy of the model, in a folder of its own."""
@@ -321,21 +288,16 @@ class Continual:
     ) -> list[list[float]]:
         """Accuracies of each network on each task so far, after the last of these stages."""
         count, group = self.callback.num_networks, self.evaluator.group
-        accuracies = torch.zeros(count, len(stages), dtype=torch.float64)
-        mine = range(group.rank, count, group.size)
-        for done, number in enumerate(mine):
-            report = self.evaluator.report(title, done, len(mine))
-            report(0.0)
-            seed = self._seed(order, number)
-            path, before = self._path(stages, kept, seed), None
-            if self.rehearses and len(stages) > 1:
-                before = self._path(stages[:-1], kept[:-1], seed)
+        seeds = [self._seed(order, number) for number in range(count)]
+        mine = seeds[group.rank :: group.size]
+        for done, seed in enumerate(mine):
+            self.evaluator.report(title, done, len(mine))(0.0)
+            path = self._path(stages, kept, seed)
             if not path.is_file():
-                self._train_one(stages, kept, seed, before, path)
-            accuracies[number] = torch.tensor(read_tensors(path)["accuracies"], dtype=torch.float64)
+                save_whole(path, self._trained(stages, kept, seed))
         self.evaluator.report(title, len(mine), len(mine))(0.0)
-        found: list[list[float]] = group.reduce(accuracies).tolist()
-        return found
+        group.reduce(torch.zeros(1))  # the others' networks are there too
+        return [read_tensors(self._path(stages, kept, seed))["accuracies"] for seed in seeds]
 
     def _path(self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int) -> Path:
         """Of a network and its accuracies; everything that bears on them is in its name."""
@@ -344,34 +306,30 @@ class Continual:
         remembered = [synthetic.decoded_checksum for synthetic in kept]
         names = self.recipe.augmentation_names(self.network, self.data)
         made = [self.data.fingerprint, seen, remembered, protocol, self.network, asdict(self.recipe), names, seed]
-        digest = _digest(made)
-        return self.output / "networks" / f"{digest}.pt"
+        return self.output / "networks" / f"{_digest(made)}.pt"
 
-    def _train_one(
-        self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int, before: Path | None, path: Path
-    ) -> None:
-        device = self.evaluator.device
+    def _trained(self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int) -> dict[str, Any]:
+        """Accuracies of a network on each task so far, with its state where it is trained further."""
+        device, data, job = self.evaluator.device, self.data, Job(self.network, self.recipe, seed)
         for stage in stages:
             stage.data.move(device)
         parts = [stage.labelled(synthetic) for stage, synthetic in zip(stages, kept, strict=False)]
         if self.rehearses:
             parts.append(stages[-1].labelled(whole_set(stages[-1].data)))
+            if len(stages) > 1:
+                before = read_tensors(self._path(stages[:-1], kept[:-1], seed))
+                job = self._continued(job, before["state"], stages[:-1])
         images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        data = self.data
         joined = SyntheticSet(images, labels, data.mean, data.std, tuple(data.class_names))
-        job = Job(self.network, self.recipe, seed)
-        if before is not None:
-            job = self._continued(job, before, stages[:-1])
         trained = train(joined, job, data, device)
         content: dict[str, Any] = {"accuracies": [test(trained, stage.tests(), device) for stage in stages]}
         if self.rehearses:
             content["state"] = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
-        save_whole(path, content)
+        return content
 
-    def _continued(self, job: Job, before: Path, stages: Sequence[Stage]) -> ContinuedJob:
-        network = make_network(job.network, self.data, job.seed)
-        network.load_state_dict(read_tensors(before)["state"])
-        distillation, protocol = None, self.protocol
+    def _continued(self, job: Job, state: Mapping[str, Tensor], stages: Sequence[Stage]) -> ContinuedJob:
+        network, protocol, distillation = make_network(job.network, self.data, job.seed), self.protocol, None
+        network.load_state_dict(state)
         if protocol.distillation:
             old = sorted({label for stage in stages for label in stage.labels})
             teacher = copy.deepcopy(network).to(self.evaluator.device)
@@ -406,8 +364,7 @@ def plots(results: Iterable[Mapping[str, Any]]) -> list[bytes]:
     for content in results:
         _, learnt = found.setdefault(content["table"]["title"], (content.get("stages", []), {}))
         for each in content.get("learnt", []):
-            fields = ("name", "accuracies", "sizes", "images", "stored")
-            learnt.setdefault(each["name"], Learnt(**{name: each[name] for name in fields}))
+            learnt.setdefault(each["name"], Learnt(**{field.name: each[field.name] for field in fields(Learnt)}))
     return [plot([*learnt.values()], title, stages) for title, (stages, learnt) in found.items() if learnt]
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from textwrap import fill
 
 from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
 
 from dc_lightning.evaluation.fairness import augmentation_robust_score, label_robust_score
 from dc_lightning.evaluation.recipe import PLAIN
-from dc_lightning.experiments.rows import BOUNDS, Notes, Row, baseline, but_recipe, percent
+from dc_lightning.experiments.rows import BOUNDS, Row, baseline, but_recipe, percent
 from dc_lightning.experiments.tables import Matrix, as_png
 from dc_lightning.synthetic import SyntheticSet
 
@@ -29,18 +30,15 @@ def leaderboards(rows: Sequence[Row]) -> list[Matrix]:
     several training images in a stored one, the bytes of the stored images.
     """
     groups = dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows if row.key.ipc)
-    found = (_leaderboard(dataset, ipc, rows) for dataset, ipc in groups)
-    return [table for table in found if table.cells]
+    return [_leaderboard(dataset, ipc, rows) for dataset, ipc in groups]
 
 
 def _leaderboard(dataset: str, ipc: int, rows: Sequence[Row]) -> Matrix:
-    title = f"{dataset}, {ipc} per class: leaderboard, accuracy and differences in %"
-    table, notes = Matrix(title, _CORNER), Notes()
+    table = Matrix(f"{dataset}, {ipc} per class: leaderboard, accuracy and differences in %", _CORNER)
     shown = [row for row in rows if (row.key.dataset, row.key.ipc) == (dataset, ipc)]
-    networks = sorted({row.key.tested_on for row in shown}, key=lambda name: (name != "ConvNet", name))
-    for network in networks:
+    for network in sorted({row.key.tested_on for row in shown}, key=lambda name: (name != "ConvNet", name)):
         here = sorted((row for row in shown if row.key.tested_on == network), key=lambda row: -row.accuracy[0])
-        cells = [_cells(rows, row, notes) for row in here]
+        cells = [_cells(rows, row, table) for row in here]
         for column in _COMPARED:
             known = [each for each in cells if each[column]]
             for value, count in Counter(each[column] for each in known).most_common(1):
@@ -50,24 +48,22 @@ def _leaderboard(dataset: str, ipc: int, rows: Sequence[Row]) -> Matrix:
             table.cells |= {(f"{network}, {place}", column): text for column, text in each.items()}
     filled = {column for (_, column), text in table.cells.items() if text}
     table.columns = [name for name in _COLUMNS if name in filled]
-    marked = any(text.endswith(_DIFFERS) for text in table.cells.values())
-    table.notes = [*notes.lines(), *(["* differs from most sets of this test network"] if marked else [])]
+    if any(text.endswith(_DIFFERS) for text in table.cells.values()):
+        table.remark = "* differs from most sets of this test network"
     return table
 
 
-def _cells(rows: Sequence[Row], row: Row, notes: Notes) -> dict[str, str]:
-    random, whole = (baseline(rows, row, bound) for bound in BOUNDS)
-    key, mean = row.key, row.accuracy[0]
+def _cells(rows: Sequence[Row], row: Row, table: Matrix) -> dict[str, str]:
+    key, found = row.key, measures(rows, row)
     by = [key.network] if key.network not in ("", key.tested_on) else []
-    lrs, ars = label_robust(rows, row), augmentation_robust(rows, row)
+    by += [key.distance] if key.distance not in ("", "ours") else []
+    digits = {"over random": ("gain", "+.1f"), "of whole set": ("share", ".0f"), "LRS": ("lrs", ".1f")}
+    digits["ARS"] = ("ars", ".1f")
     return {
-        "set": ", ".join([notes.mark(row), *by, *([key.distance] if key.distance not in ("", "ours") else [])]),
+        "set": ", ".join([table.marked(key.row, row.departures), *by]),
         "accuracy": percent(row.accuracy),
         "sets, n": f"{row.sets}, {len(row.accuracies)}",
-        "over random": f"{mean - random.accuracy[0]:+.1f}" if random and random is not row else "",
-        "of whole set": f"{100 * mean / whole.accuracy[0]:.0f}" if whole else "",
-        "LRS": "" if lrs is None else f"{lrs:.1f}",
-        "ARS": "" if ars is None else f"{ars:.1f}",
+        **{column: format(found[name], form) if name in found else "" for column, (name, form) in digits.items()},
         "recipe": key.recipe,
         "labels": key.labels,
         "images in one": str(row.images_in_one),
@@ -75,74 +71,59 @@ def _cells(rows: Sequence[Row], row: Row, notes: Notes) -> dict[str, str]:
     }
 
 
-def label_robust(rows: Sequence[Row], row: Row) -> float | None:
-    """See `label_robust_score`; None where random images or the whole set are missing."""
+def measures(rows: Sequence[Row], row: Row) -> dict[str, float]:
+    """What a row is worth beside its bounds, as far as they are among the rows.
+
+    Returns:
+        ``gain`` over random images and ``share`` of the whole set's accuracy, in percent; ``lrs`` (see
+        `label_robust_score`) and ``ars`` (see `augmentation_robust_score`), in [0, 100].
+    """
+    key, mean = row.key, row.accuracy[0]
     random, whole = (baseline(rows, row, bound) for bound in BOUNDS)
-    if random is None or whole is None:
-        return None
-    mean, low, high = (each.accuracy[0] / 100 for each in (row, random, whole))
-    return label_robust_score(mean - low, high - mean)
-
-
-def augmentation_robust(rows: Sequence[Row], row: Row) -> float | None:
-    """See `augmentation_robust_score`; None where the recipe without its augmentation or random images are missing."""
-    key = row.key
-    wanted = replace(key, recipe=key.recipe + PLAIN, scored=tuple(but_recipe(key.scored)))
-    plain = {replace(each.key, scored=tuple(but_recipe(each.key.scored))): each for each in rows}.get(wanted)
-    if plain is None:
-        return None
-    random, plain_random = baseline(rows, row, "random"), baseline(rows, plain, "random")
-    if random is None or plain_random is None:
-        return None
-    pairs = (row, random), (plain, plain_random)
-    return augmentation_robust_score(*((own.accuracy[0] - other.accuracy[0]) / 100 for own, other in pairs))
+    found = {}
+    if random and key.method not in BOUNDS:
+        found["gain"] = mean - random.accuracy[0]
+    if whole and key.method != "whole set":
+        found["share"] = 100 * mean / whole.accuracy[0]
+    if random and whole:
+        own, low, high = (each.accuracy[0] / 100 for each in (row, random, whole))
+        found["lrs"] = label_robust_score(own - low, high - own)
+    wanted = replace(key, recipe=key.recipe + PLAIN, scored=but_recipe(key.scored))
+    plain = {replace(each.key, scored=but_recipe(each.key.scored)): each for each in rows}.get(wanted)
+    plain_random = baseline(rows, plain, "random") if plain else None
+    if random and plain and plain_random:
+        pairs = (row, random), (plain, plain_random)
+        found["ars"] = augmentation_robust_score(*((one.accuracy[0] - low.accuracy[0]) / 100 for one, low in pairs))
+    return found
 
 
 def page(
     rows: Sequence[Row], tables: Sequence[Matrix], sets: Mapping[Path, SyntheticSet], figures: Mapping[str, bytes]
 ) -> bytes:
-    """All tables, images and curves as one HTML file that needs no other.
-
-    Args:
-        rows: of the tables.
-        tables: leaderboards and others.
-        sets: that are shown, by the folder of their results.
-        figures: further ones, the content of PNG files by name.
-    """
+    """All tables, sets by their folders, curves, and figures (PNG, by name) as one HTML file that needs no other."""
     environment = Environment(loader=PackageLoader("dc_lightning.experiments", ""), autoescape=True, trim_blocks=True)
-    shown: dict[str, str] = {}
+    shown: dict[str, bytes] = {}
     for row in rows:
         folder = next((folder for folder in row.folders if folder in sets), None)
         if folder is not None and row.title not in shown:
-            shown[row.title] = _picture(sets[folder])
-    curves = {name: _as_text(png) for name, png in figures.items()}
-    for dataset, ipc in dict.fromkeys((row.key.dataset, row.key.ipc) for row in rows):
-        here = [row for row in rows if (row.key.dataset, row.key.ipc) == (dataset, ipc)]
-        own = [
-            row for row in here if row.key.tested_on == row.key.network and any(len(each) > 1 for each in row.curves)
-        ]
-        if own:
-            title = f"{dataset}, {ipc} per class"
-            curves[title] = _as_text(_curves(own, title))
-    boards_first = sorted(tables, key=lambda table: table.corner != _CORNER)
-    template = environment.get_template("leaderboard.html")
-    return template.render(tables=boards_first, pictures=shown, curves=curves, mark=_DIFFERS).encode()
-
-
-def _as_text(png: bytes) -> str:
-    return base64.b64encode(png).decode()
-
-
-def _picture(synthetic: SyntheticSet) -> str:
-    buffer = io.BytesIO()
-    synthetic.picture().save(buffer, format="PNG")
-    return _as_text(buffer.getvalue())
+            buffer = io.BytesIO()
+            sets[folder].picture().save(buffer, format="PNG")
+            shown[row.title] = buffer.getvalue()
+    followed: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.key.tested_on == row.key.network and any(len(curve) > 1 for curve in row.curves):
+            followed.setdefault(f"{row.key.dataset}, {row.key.ipc} per class", []).append(row)
+    curves = {**figures, **{title: _curves(own, title) for title, own in followed.items()}}
+    content = {
+        "tables": sorted(tables, key=lambda table: table.corner != _CORNER),
+        "pictures": {title: base64.b64encode(png).decode() for title, png in shown.items()},
+        "curves": {title: base64.b64encode(png).decode() for title, png in curves.items()},
+    }
+    return environment.get_template("leaderboard.html").render(**content, mark=_DIFFERS).encode()
 
 
 def _curves(rows: Sequence[Row], title: str) -> bytes:
     """Accuracy in the course of each run on the network that condensed, as the content of a PNG file."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(rows):

@@ -17,8 +17,6 @@ Accuracy = tuple[float, float | None]
 
 DATASETS = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
 SELECTIONS = ("random", "herding", "k-center", "forgetting")
-NETWORKS = ("MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18")
-"""Test networks of table 2; with InstanceNorm where they normalise."""
 
 _TABLE_1: dict[str, dict[str, Sequence[Accuracy]]] = {
     "random": {
@@ -105,7 +103,7 @@ _TABLE_2_ROWS: dict[str, Sequence[Accuracy]] = {
 TABLE_2: dict[tuple[str, str], Accuracy] = {
     (condensed_with, tested_on): accuracy
     for condensed_with, row in _TABLE_2_ROWS.items()
-    for tested_on, accuracy in zip(NETWORKS, row, strict=True)
+    for tested_on, accuracy in zip(POOLS["M"], row, strict=True)
 }
 """MNIST, one image per class; by the network that condensed and the one that was trained and tested."""
 
@@ -174,15 +172,11 @@ def cells(
             for row in rows
             if ipc or dataset not in DATASETS or row not in SELECTIONS or (dataset, count, row) in TABLE_1
         ]
-    pairs = [(dataset, count) for dataset in datasets or ("MNIST",) for count in ipc or (1,)]
-    if table == "table2":
-        return [Cell(*pair, method, network, pool="M", row=network) for pair in pairs for network in _TABLE_2_ROWS]
-    if table == "T7":
-        return [
-            Cell(*pair, method, network, distance, row=network)
-            for pair in pairs
-            for network in _TABLE_2_ROWS
-            for distance in ("ours", "mse", "cos")
-        ]
-    name = POOL_OF[table]
-    return [Cell(*pair, method, network, pool=name, row=network) for pair in pairs for network in POOLS[name]]
+    networks = list(_TABLE_2_ROWS) if table in ("table2", "T7") else POOLS[POOL_OF[table]]
+    return [
+        Cell(dataset, count, method, network, distance, POOL_OF.get(table, "S"), row=network)
+        for dataset in datasets or ("MNIST",)
+        for count in ipc or (1,)
+        for network in networks
+        for distance in (("ours", "mse", "cos") if table == "T7" else ("ours",))
+    ]

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from dc_lightning import data, methods
+from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Recipe, load_recipe
 from dc_lightning.evaluation.recipe import PLAIN
 from dc_lightning.files import shipped
-from dc_lightning.parts import part_name
+from dc_lightning.parts import arguments_of, part_name
 
 METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream")
 """Ours, each a YAML in configs/methods with the protocol of its paper."""
@@ -38,17 +39,11 @@ _NOT_COMPARED = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A named way to make a synthetic set.
+    """A named way to make a synthetic set."""
 
-    Args:
-        name: of its file without the images per class; for a method's own protocol empty.
-        method: as results call it: DC, DSA, DM.
-        content: of the file.
-    """
-
-    name: str
-    method: str
-    content: dict[str, Any]
+    name: str  # of its file without the images per class; for a method's own protocol empty
+    method: str  # as results call it: DC, DSA, DM
+    content: dict[str, Any]  # of the file
 
     @property
     def label(self) -> str:
@@ -57,23 +52,19 @@ class Preset:
 
     def settings(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """All settings of the method, its data and its length, for the network, ipc and data of a synthetic set."""
-        given = self.content.get("model", {}).get("init_args", {})
-        name = str(self.content["model"]["class_path"]).rpartition(".")[2]
-        module = getattr(methods, name)(**{**given, "network": source["network"], "ipc": int(source["ipc"])})
+        model = self.content["model"]
+        given = {**arguments_of(model), "network": source["network"], "ipc": int(source["ipc"])}
+        module = getattr(methods, model["class_path"].rpartition(".")[2])(**given)
         channels, *size = source.get("image_shape", (1, 28, 28))
         dataset = dataset_class(str(source["dataset"]))
         module.complete(SimpleNamespace(channels=channels, image_size=size, network_images=dataset.network_images))
         found = {key: getattr(module, key, None) if value is None else value for key, value in module.hparams.items()}
         length = self.content.get("trainer", {}).get("max_epochs", 1000)
-        batch_real = self.content.get("data", {}).get("init_args", {}).get("batch_real", 256)
+        batch_real = arguments_of(self.content.get("data", {})).get("batch_real", 256)
         return {**found, "iterations": length, "batch_real": batch_real, "precision": "32-true"}
 
     def departures(self, source: Mapping[str, Any]) -> list[str]:
-        """How the settings of a set differ from the preset, in words; what its file does not say is not judged.
-
-        Args:
-            source: of a synthetic set.
-        """
+        """How the settings in a set's source differ, in words; what its file does not say is not judged."""
         if source.get("method") != self.method or not is_ours(source):
             return [f"{key} {_text(value)}" for key, value in made_with(source).items()]
         made, expected = made_with(source), self.settings(source)
@@ -90,9 +81,8 @@ class Preset:
 
     def fits(self, source: Mapping[str, Any]) -> bool:
         """Whether a set was made by it, for the dataset and images per class of a preset."""
-        given = self.content.get("model", {}).get("init_args", {})
-        dataset = str(self.content.get("data", {}).get("class_path", "")).rpartition(".")[2]
-        same_ipc = not self.name or given.get("ipc") == source.get("ipc")
+        dataset = self.content.get("data", {}).get("class_path", "").rpartition(".")[2]
+        same_ipc = not self.name or self.content["model"]["init_args"].get("ipc") == source.get("ipc")
         return same_ipc and dataset in ("", source.get("dataset")) and not self.departures(source)
 
 
@@ -129,23 +119,21 @@ def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def shipped_presets() -> list[Preset]:
     """The methods' own protocols, then all files in configs/presets."""
-    files = {name: shipped(f"methods/{name}.yaml") for name in METHODS}
-    named = [("", path) for path in files.values()]
-    for path in sorted((files["dc"].parent.parent / "presets").glob("*.yaml")):
-        named.append((re.sub(r"_ipc\d+$", "", path.stem), path))
+    own = [shipped(f"methods/{name}.yaml") for name in METHODS]
     presets = []
-    for name, path in named:
+    for path in [*own, *sorted((own[0].parent.parent / "presets").glob("*.yaml"))]:
         content = yaml.safe_load(path.read_text())
         model = content["model"]
         made = getattr(methods, model["class_path"].rpartition(".")[2])(**model["init_args"])
+        name = "" if path in own else re.sub(r"_ipc\d+$", "", path.stem)
         presets.append(Preset(name, made.name, content))
     return presets
 
 
-def own_recipe(method: str) -> str:
-    """Name of the recipe that a method's paper scores by: DC's for all but those whose YAML says otherwise."""
-    own = next((preset for preset in shipped_presets() if preset.method == method), None)
-    return str(((own.content if own else {}).get("evaluation") or {}).get("recipe", {}).get("name", "DC"))
+def own_preset(method: str) -> Preset:
+    """The protocol of a method; DC's for one that is not ours."""
+    presets = shipped_presets()
+    return next((preset for preset in presets if preset.method == method), presets[0])
 
 
 def preset_of(source: Mapping[str, Any]) -> Preset | None:
@@ -153,53 +141,39 @@ def preset_of(source: Mapping[str, Any]) -> Preset | None:
     return next((preset for preset in shipped_presets() if preset.fits(source)), None)
 
 
-def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], epochs: int | None = None) -> list[str]:
-    """How test networks were trained otherwise than by the recipe of that name, in words.
+def scoring_departures(content: Mapping[str, Any], score: Mapping[str, Any], method: str) -> list[str]:
+    """How the test networks of a score in results.json were trained otherwise than in the method's paper, in words.
 
-    Args:
-        content: of results.json.
-        score: one of its scores.
-        epochs: E in place of the recipe's, of the whole set, which is trained without CutMix.
+    The whole set is trained without CutMix, and for as many epochs as one likes: how many is said.
     """
-    try:
-        recipe = _recipe_of(str(score.get("recipe", "DC")))
-    except ValueError:
-        return []
-    recipe = recipe if epochs is None else replace(recipe, cutmix=0.0)
+    name, epochs = str(score.get("recipe", "DC")), int(score["epochs"])
+    recipe = _recipe_of(name)
+    found = [f"{(recipe or Recipe()).epochs_run(epochs)} epochs"] if method == "whole set" else []
+    own = own_preset(method).content.get("evaluation", {}).get("recipe", {}).get("name", "DC")
+    found += [f"recipe {name}"] if name != own else []
+    if recipe is None:
+        return found
+    if method == "whole set":
+        recipe = replace(recipe, cutmix=0.0).with_epochs(epochs)
     settings = ((content.get("configuration") or {}).get("evaluation") or {}).get("recipe") or {}
-    numbers = ("lr", "momentum", "weight_decay", "batch_size", "milestones", "lr_factor", "fresh_momentum")
-    found = []
     if settings.get("name", "DC") == recipe.name.removesuffix(PLAIN):
-        found += [
-            f"evaluation {name} {settings[name]}"
-            for name in numbers
-            if name in settings and settings[name] != getattr(recipe, name)
-        ]
-    shape = dataset_class(str(content["dataset"]))
-    expected = epochs if epochs is not None else recipe.epochs_for(score["network"], shape)
-    if score["augmentation"] != recipe.augmentation_names(score["network"], shape):
+        numbers = ("lr", "momentum", "weight_decay", "batch_size", "milestones", "lr_factor", "fresh_momentum")
+        given = [name for name in numbers if settings.get(name, getattr(recipe, name)) != getattr(recipe, name)]
+        found += [f"evaluation {name} {settings[name]}" for name in given]
+    if score["augmentation"] != recipe.augmentation_names(score["network"], dataset_class(str(content["dataset"]))):
         found.append(f"augmentation {'+'.join(score['augmentation']) or 'none'}")
-        expected = epochs if epochs is not None else _epochs(recipe, score)
-    if int(score["epochs"]) != expected:
-        found.append(f"{epochs_run(recipe.name, int(score['epochs']))} test epochs")
+    if epochs != recipe.epochs_of(bool(score["augmentation"])):
+        found.append(f"{recipe.epochs_run(epochs)} test epochs")
     if score.get("loss", "cross_entropy") != part_name(recipe.loss):
         found.append(f"loss {score['loss']}")
     return found
 
 
-def epochs_run(recipe: str, epochs: int) -> int:
-    """How many epochs were run by a recipe of that name, where E is known; of others as by DC's."""
+@cache
+def _recipe_of(name: str) -> Recipe | None:
+    """The recipe of that name in results; None if it does not ship."""
     try:
-        return _recipe_of(recipe).epochs_run(epochs)
-    except ValueError:
-        return epochs + 1
-
-
-def _recipe_of(name: str) -> Recipe:
-    """The recipe of that name in results."""
-    found = load_recipe(name.removesuffix(PLAIN).lower())
+        found = load_recipe(name.removesuffix(PLAIN).lower())
+    except InputError:
+        return None
     return found.plain() if name.endswith(PLAIN) else found
-
-
-def _epochs(recipe: Recipe, score: Mapping[str, Any]) -> int:
-    return recipe.epochs_of(bool(score["augmentation"]))

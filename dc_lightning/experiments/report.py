@@ -11,14 +11,15 @@ from statistics import fmean
 from textwrap import fill
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from dc_lightning.errors import InputError, OneSentenceParser
 from dc_lightning.evaluation.pools import POOLS
 from dc_lightning.experiments import continual
-from dc_lightning.experiments.leaderboard import augmentation_robust, label_robust, leaderboards, page
+from dc_lightning.experiments.leaderboard import leaderboards, measures, page
 from dc_lightning.experiments.paper import POOL_OF, SELECTIONS, TABLE_2, TABLES, Accuracy
-from dc_lightning.experiments.rows import BOUNDS, Notes, Row, baseline, collect, in_order, label_of, percent
+from dc_lightning.experiments.rows import BOUNDS, REAL, Row, collect, in_order, label_of, percent
 from dc_lightning.experiments.tables import Matrix, as_png, merged, show
 from dc_lightning.files import expanded_path, write_whole
 from dc_lightning.matching.distances import DISTANCES
@@ -45,30 +46,29 @@ def tables(rows: Sequence[Row]) -> list[Matrix]:
 
 def _cross_table(title: str, name: str, rows: Sequence[Row]) -> Matrix:
     """Sets that were tested on more than one network of a pool."""
-    tested, notes = [part_name(network) for network in POOLS[name]], Notes()
+    tested = [part_name(network) for network in POOLS[name]]
     own = set(tested) | ({network for network, _ in TABLE_2} if name in "MB" else {"ConvNet"})
     shown = [row for row in rows if row.key.tested_on in tested and row.key.distance in ("", "ours")]
-    shown = [row for row in shown if row.key.method in (*SELECTIONS, "whole set") or row.key.network in own]
+    shown = [row for row in shown if row.key.method in REAL or row.key.network in own]
     table = Matrix(f"{title}, in %; rows make the set, columns train on it", "set")
     table.columns = [name for name in tested if any(row.key.tested_on == name for row in shown)]
     times = Counter((row.key.row, row.key.network, row.key.made) for row in shown if row.key.method not in BOUNDS)
     if any(count > 1 for count in times.values()):
-        for row in sorted(shown, key=lambda row: (row.key.method in (*SELECTIONS, "whole set"), in_order(row))):
+        for row in sorted(shown, key=lambda row: (row.key.method in REAL, in_order(row))):
             network = [row.key.network] if row.key.network and row.key.method not in SELECTIONS else []
-            table.cells[", ".join([notes.mark(row), *network]), row.key.tested_on] = _cell(row)
-    table.notes = notes.lines()
+            label = ", ".join([table.marked(row.key.row, row.departures), *network])
+            table.cells[label, row.key.tested_on] = _cell(row)
     return table
 
 
 def _distances(title: str, rows: Sequence[Row]) -> Matrix:
-    table, notes = Matrix(f"{title}, in %", "distance"), Notes()
+    table, names = Matrix(f"{title}, in %", "distance"), list(DISTANCES)
     own = [row for row in rows if row.key.distance and row.key.tested_on == row.key.network.split("BN")[0]]
     compared = {row.key.network for row in own if row.key.distance != "ours"}
-    names = list(DISTANCES)
     for row in sorted(own, key=lambda row: [*names, row.key.distance].index(row.key.distance)):
         if row.key.network in compared:
-            table.cells[f"{row.key.distance}, {notes.mark(row)}", row.key.network] = _cell(row)
-    table.notes = notes.lines()
+            label = table.marked(row.key.row, row.departures)
+            table.cells[f"{row.key.distance}, {label}", row.key.network] = _cell(row)
     return table
 
 
@@ -76,45 +76,38 @@ def table_1(rows: Sequence[Row]) -> Matrix:
     """Accuracies of a ConvNet by dataset and way to make the set; columns are images per class, and hours."""
     rows = [row for row in rows if row.key.tested_on == "ConvNet" and row.key.distance in ("", "ours")]
     rows = [row for row in rows if row.key.network in ("", "ConvNet")]
-    counts, notes = sorted({row.key.ipc for row in rows if row.key.ipc}), Notes()
+    counts = sorted({row.key.ipc for row in rows if row.key.ipc})
     where = f" on {rows[0].key.dataset}" if len({row.key.dataset for row in rows}) == 1 else ""
     table = Matrix(f"Test accuracy of a ConvNet{where} in % (the paper's in brackets)", "set")
     names = {ipc: f"{ipc} per class" for ipc in counts}
-    table.columns = [*names.values(), "hours"] if counts else ()
-    hours: dict[str, list[str]] = {}
+    names[0] = names[counts[-1]] if counts else "whole set"
+    table.columns = [*(names[ipc] for ipc in counts), "hours"] if counts else ()
     for row in rows:
-        label = notes.mark(row) if where else f"{row.key.dataset}: {notes.mark(row)}"
-        if row.key.method == "whole set":
-            table.cells[label, names[counts[-1]] if counts else "whole set"] = _cell(row)
-            continue
+        label = table.marked(row.key.row, row.departures)
+        label = label if where else f"{row.key.dataset}: {label}"
         table.cells[label, names[row.key.ipc]] = _cell(row)
         if row.hours and row.key.method not in BOUNDS:
-            hours.setdefault(label, []).append(f"{fmean(row.hours):.1f}{' GPU' if row.on_gpu else ''}")
-    for label, found in hours.items():
-        table.cells[label, "hours"] = " / ".join(found)
-    table.notes = notes.lines()
+            hours = f"{fmean(row.hours):.1f}{' GPU' if row.on_gpu else ''}"
+            before = table.cells.get((label, "hours"))
+            table.cells[label, "hours"] = f"{before} / {hours}" if before else hours
     return table
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """One line a row, every number."""
-    buffer = io.StringIO()
     lines = []
     for row in rows:
-        key, (mean, std) = row.key, row.accuracy
-        random, whole = (baseline(rows, row, bound) for bound in BOUNDS)
+        key, (mean, std), found = row.key, row.accuracy, measures(rows, row)
         names = ("dataset", "ipc", "method", "label", "network", "distance", "tested_on", "recipe")
         line: dict[str, Any] = {name: getattr(key, name) for name in names}
         line |= {"departures": "; ".join([*row.departures, *key.scored]), "mean": mean, "std": std}
         line |= {"n": len(row.accuracies), "sets": row.sets, "paper_mean": "", "paper_std": "", "difference": ""}
         if row.paper:
             line |= {"paper_mean": row.paper[0], "paper_std": row.paper[1], "difference": mean - row.paper[0]}
-        line["gain"] = mean - random.accuracy[0] if random and key.method not in BOUNDS else ""
-        line["share"] = 100 * mean / whole.accuracy[0] if whole and key.method != "whole set" else ""
-        scores = ("lrs", label_robust(rows, row)), ("ars", augmentation_robust(rows, row))
-        line |= {name: "" if value is None else value for name, value in scores}
-        line |= {"labels": row.key.labels, "images_in_one": row.images_in_one, "bytes": row.budget or ""}
+        line |= {name: found.get(name, "") for name in ("gain", "share", "lrs", "ars")}
+        line |= {"labels": key.labels, "images_in_one": row.images_in_one, "bytes": row.budget or ""}
         lines.append({name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()})
+    buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
@@ -123,22 +116,17 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> bytes:
     """Accuracies with their spread, the paper's beside them, as a PNG file."""
-    from matplotlib.figure import Figure
-
     labels = [fill(f"{row.title}, tested on {row.key.tested_on}", width=75) for row in reversed(rows)]
     lines = sum(1 + label.count("\n") for label in labels)
     figure = Figure(figsize=(9, 1.5 + 0.2 * len(rows) + 0.12 * lines), layout="constrained")
     axes = figure.subplots()
-    found: dict[str, list[Accuracy | None]] = {
-        "here": [row.accuracy for row in rows],
-        "paper": [row.paper for row in rows],
-    }
-    for (name, pairs), marker, color, shift in zip(
-        found.items(), "os", ("tab:blue", "tab:gray"), (0, 0.25), strict=True
-    ):
-        shown = {len(rows) - 1 - place - shift: pair for place, pair in enumerate(pairs) if pair}
+    here: list[Accuracy | None] = [row.accuracy for row in reversed(rows)]
+    paper = [row.paper for row in reversed(rows)]
+    for name, found, style, shift in (("here", here, "o", 0), ("paper", paper, "s", 0.25)):
+        shown = {place - shift: accuracy for place, accuracy in enumerate(found) if accuracy}
         means, stds = [mean for mean, _ in shown.values()], [std or 0.0 for _, std in shown.values()]
-        axes.errorbar(means, list(shown), xerr=stds, fmt=marker, color=color, capsize=3, ms=5, label=name)
+        color = "tab:gray" if shift else "tab:blue"
+        axes.errorbar(means, list(shown), xerr=stds, fmt=style, color=color, capsize=3, ms=5, label=name)
     axes.legend(loc="lower left", fontsize=8)
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("test accuracy in %, mean and std")
@@ -148,8 +136,6 @@ def plot(rows: Sequence[Row]) -> bytes:
 
 def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
     """The images of sets of one ipc side by side, one row a class (paper, figures 2 and 3), as a PNG file."""
-    from matplotlib.figure import Figure
-
     grids = [synthetic.grid() for synthetic in sets]
     widths = [grid.shape[2] / grid.shape[1] for grid in grids]
     figure = Figure(figsize=(4 * sum(widths) + 0.5 * len(widths), 4.4), layout="constrained")
@@ -161,31 +147,27 @@ def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
     return as_png(figure)
 
 
-def _sets(folders: Iterable[Path]) -> tuple[dict[Path, SyntheticSet], list[str]]:
-    """The synthetic sets beside results, by folder; and a sentence for each file left out."""
-    found, problems = {}, []
-    for folder in folders:
-        path = folder / "synthetic.pt"
-        if not path.is_file():
-            continue
+def _sets(folders: Iterable[Path]) -> dict[Path, SyntheticSet]:
+    """The synthetic sets beside results, by folder; says which files are left out."""
+    found = {}
+    for path in (folder / "synthetic.pt" for folder in folders):
         try:
-            (found[folder],) = load_synthetic(path)
-        except (InputError, ValueError) as error:
-            problems.append(f"'{path}' is left out of the figures: {error}")
-    return found, problems
+            if path.is_file():
+                (found[path.parent],) = load_synthetic(path)
+        except ValueError as error:
+            print(f"'{path}' is left out of the figures: {error}", file=sys.stderr)
+    return found
 
 
 def _condensed_with_convnet(sets: Iterable[SyntheticSet]) -> dict[int, list[SyntheticSet]]:
     """By ipc, one a dataset and label."""
-    found: dict[tuple[int, str, str], SyntheticSet] = {}
+    found: dict[int, dict[tuple[str, str], SyntheticSet]] = {}
     for synthetic in sets:
         source = synthetic.source
         if {"ipc", "dataset", "network"} <= source.keys() and part_name(source["network"]) == "ConvNet":
-            found.setdefault((int(source["ipc"]), str(source["dataset"]), label_of(source)[0]), synthetic)
-    groups: dict[int, list[SyntheticSet]] = {}
-    for (ipc, _, _), synthetic in sorted(found.items(), key=lambda item: item[0]):
-        groups.setdefault(ipc, []).append(synthetic)
-    return groups
+            label = str(source["dataset"]), label_of(source)[0]
+            found.setdefault(int(source["ipc"]), {}).setdefault(label, synthetic)
+    return {ipc: [group[label] for label in sorted(group)] for ipc, group in found.items()}
 
 
 def main(words: Sequence[str]) -> int:
@@ -194,18 +176,14 @@ def main(words: Sequence[str]) -> int:
         prog="dc-lightning report",
         description="Tables in the paper's form out of results.json files, ours beside the paper's figures.",
     )
-    parser.add_argument(
-        "folders", nargs="+", type=expanded_path, metavar="FOLDER", help="with results.json files below"
-    )
-    folder, what = Path("lightning_logs/report"), "folder for report.md, .csv, .png, .html and images_ipcN.png"
-    parser.add_argument("--output", type=expanded_path, default=folder, help=what)
-    parser.add_argument(
-        "--into",
-        type=expanded_path,
-        help="a Markdown file whose part between <!-- report --> (or <!-- table 1 -->) and <!-- end --> is replaced",
-    )
+    output = "folder for report.md, .csv, .png, .html and images_ipcN.png"
+    into = "a Markdown file whose part between <!-- report --> (or <!-- table 1 -->) and <!-- end --> is replaced"
+    add = parser.add_argument
+    add("folders", nargs="+", type=expanded_path, metavar="FOLDER", help="with results.json files below")
+    add("--output", type=expanded_path, default=Path("lightning_logs/report"), help=output)
+    add("--into", type=expanded_path, help=into)
     options = parser.parse_args(words)
-    found, console = collect(options.folders), Console()
+    found = collect(options.folders)
     for problem in found.problems:
         print(problem, file=sys.stderr)
     if not found.rows and not found.experiments:
@@ -213,7 +191,7 @@ def main(words: Sequence[str]) -> int:
     rows = found.rows
     matrices = [*(tables(rows) if rows else []), *merged(Matrix.from_dict(each["table"]) for each in found.experiments)]
     markdown = "\n".join(table.markdown() for table in matrices)
-    show(markdown, console)
+    show(markdown)
     write_whole(options.output / "report.md", markdown.encode())
     if rows:
         write_whole(options.output / "report.csv", to_csv(rows).encode())
@@ -221,28 +199,24 @@ def main(words: Sequence[str]) -> int:
     figures = {f"continual_{number}": figure for number, figure in enumerate(continual.plots(found.experiments), 1)}
     for name, figure in figures.items():
         write_whole(options.output / f"{name}.png", figure)
-    sets, damaged = _sets(found.folders)
-    for problem in damaged:
-        print(problem, file=sys.stderr)
+    sets = _sets(found.folders)
     for ipc, condensed in _condensed_with_convnet(sets.values()).items():
         write_whole(options.output / f"images_ipc{ipc}.png", image_figure(condensed))
     write_whole(options.output / "report.html", page(rows, matrices, sets, figures))
     if options.into:
         _put_into(options.into, {"report": markdown, "table 1": table_1(rows).markdown()})
-    console.print(f"written to {options.output}", markup=False, highlight=False)
+    Console().print(f"written to {options.output}", markup=False, highlight=False)
     return 0
 
 
 def _put_into(path: Path, parts: Mapping[str, str]) -> None:
     """Replaces what lies between ``<!-- NAME -->`` and ``<!-- end -->`` in a file."""
     text = path.read_text() if path.is_file() else ""
-    names = [name for name in parts if f"<!-- {name} -->" in text]
-    if not names:
+    marked = re.compile(rf"(<!-- ({'|'.join(parts)}) -->\n).*?(<!-- end -->)", re.DOTALL)
+    text, count = marked.subn(lambda match: f"{match[1]}{parts[match[2]]}{match[3]}", text)
+    if not count:
         raise InputError(
             f"'{path}' needs the lines <!-- report --> (all tables) or <!-- table 1 -->, and <!-- end -->, between "
             "which the tables go."
         )
-    for name in names:
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = marked.sub(lambda match: f"{match.group(1)}{parts[name]}{match.group(2)}", text)  # noqa: B023
     write_whole(path, text.encode())

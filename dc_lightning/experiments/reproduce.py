@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dc_lightning import data
-from dc_lightning.errors import InputError, OneSentenceParser, suggestion
+from dc_lightning.errors import InputError, OneSentenceParser, require_at_least, suggestion
 from dc_lightning.experiments.paper import DATASETS, TABLES, Cell, cells
 from dc_lightning.experiments.presets import METHODS
 from dc_lightning.files import configuration_file, expanded_path, shipped, write_whole
@@ -45,6 +45,7 @@ _MACHINE = {
 """Flags that may differ between two runs of one cell."""
 
 _OPTIONS = [f"--{name}" for name in "method datasets ipc rows experiments output dry-run estimate config".split()]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _OF_THE_CELL = {"model.network", "model.ipc", "model.distance", "evaluation.networks", "data", "data.class_path"}
 
 
@@ -58,19 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("table", metavar="TABLE", help="see below")
-    parser.add_argument(
-        "--method", default="dc", help=f"that condenses: {', '.join(METHODS)}, or a YAML file that names another"
-    )
-    parser.add_argument("--datasets", nargs="+", help="these in place of the table's")
-    parser.add_argument("--ipc", nargs="+", type=int, help="images per class, in place of the table's")
-    parser.add_argument("--rows", nargs="+", help="these rows alone: methods in table 1, condensing networks elsewhere")
-    parser.add_argument("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
-    parser.add_argument(
-        "--output", type=expanded_path, default=Path("lightning_logs/reproduce"), help="one folder a cell below"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
-    parser.add_argument(
+    add = parser.add_argument
+    add("table", metavar="TABLE", help="see below")
+    add("--method", default="dc", help=f"that condenses: {', '.join(METHODS)}, or a YAML file that names another")
+    add("--datasets", nargs="+", help="these in place of the table's")
+    add("--ipc", nargs="+", type=int, help="images per class, in place of the table's")
+    add("--rows", nargs="+", help="these rows alone: methods in table 1, condensing networks elsewhere")
+    add("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
+    add("--output", type=expanded_path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
+    add("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
+    add(
         "--estimate",
         action="store_true",
         help="list the cells and their hours, by the least of three iterations of each",
@@ -90,18 +88,20 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
                 f"--trainer.max_epochs 100.{suggestion(key, _OPTIONS)}"
             )
-        if not equals and (not rest or rest[0].startswith("--")):
-            raise InputError(f"{key} needs a value.")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"{key} needs a value.")
+            value = rest.pop(0)
         name = key[2:].replace(".init_args.", ".")
         if name in _OF_THE_CELL or name.startswith("trainer.logger"):
             raise InputError(f"{key} is decided by the cells; choose them by --datasets, --ipc and --rows.")
         if name in ("model", "model.class_path"):
             raise InputError(f"{key} is decided by --method; write a YAML file that names your class, and give that.")
-        found.append((key[2:], value if equals else rest.pop(0)))
-        if key == "--config":
-            found[-1] = ("config", configuration_file(found[-1][1]))
-            if not Path(found[-1][1]).is_file():
-                raise InputError(f"There is no configuration file '{found[-1][1]}'.")
+        if name == "config":
+            value = configuration_file(value)
+            if not Path(value).is_file():
+                raise InputError(f"There is no configuration file '{value}'.")
+        found.append((key[2:], value))
     return found
 
 
@@ -118,11 +118,9 @@ def _method_file(method: str) -> Path:
 
 
 def _select_cells(options: argparse.Namespace) -> list[Cell]:
-    for count in options.ipc or []:
-        if count < 1:
-            raise InputError(f"--ipc must be at least 1 (synthetic images per class), got {count}.")
-    if options.experiments < 1:
-        raise InputError(f"--experiments must be at least 1, got {options.experiments}.")
+    if (least := min(options.ipc or [1])) < 1:
+        raise InputError(f"--ipc must be at least 1 (synthetic images per class), got {least}.")
+    require_at_least("--", experiments=(options.experiments, 1))
     if options.table not in TABLES:
         raise InputError(
             f"Unknown table '{options.table}': expected one of {', '.join(TABLES)}.{suggestion(options.table, TABLES)}"
@@ -146,35 +144,6 @@ def _select_cells(options: argparse.Namespace) -> list[Cell]:
     return [cell for cell in found if not wanted or cell.row in wanted]
 
 
-def _command(cell: Cell, seed: int, output: Path, overrides: Sequence[tuple[str, str]]) -> list[str]:
-    """The words that run one experiment of a cell, after ``dc-lightning``."""
-    settings = {
-        "data": cell.dataset,
-        "model.network": cell.network,
-        "model.ipc": str(cell.ipc),
-        "evaluation.networks": cell.pool,
-        "evaluation.cache": str(output / "whole_set"),
-        "trainer.logger.save_dir": str(output),
-        "trainer.logger.name": cell.name,
-        "trainer.logger.version": f"seed_{seed}",
-    }
-    if cell.is_selection:
-        settings |= {"method": cell.method, "evaluation.features_network": cell.network}
-        settings["evaluation.baselines"] = "[whole set]"
-    else:
-        settings["evaluation.baselines"] = "[random, whole set]"
-        if cell.distance != "ours":
-            settings["model.distance"] = cell.distance
-        if cell.pool not in ("S", "SS"):
-            settings["evaluation.every_n"] = "0"  # the paper evaluates on the way for these two alone
-    settings["seed_everything"] = str(seed)
-    first = [] if cell.is_selection else [("config", str(_method_file(cell.method)))]
-    first += [pair for pair in overrides if pair[0] == "config"]  # so that all else refines it
-    rest = [pair for pair in overrides if pair[0] != "config"]
-    words = [word for key, value in [*first, *settings.items(), *rest] for word in (f"--{key}", value)]
-    return ["select" if cell.is_selection else "fit", *words]
-
-
 def _comparable(command: Sequence[str]) -> dict[str, str]:
     """What a command says of the result, with the content of configuration files."""
     found: dict[str, str] = {}
@@ -188,40 +157,83 @@ def _comparable(command: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _run_one(folder: Path, command: Sequence[str], run: Callable[[Sequence[str], Path], int]) -> str | None:
-    """Runs one experiment of a cell unless it is there; says what went wrong."""
-    if problem := _made_otherwise(folder, command):
-        return problem
-    if is_finished(folder):
-        return None
-    write_whole(folder / "command.json", json.dumps(_comparable(command)).encode())
-    last = folder / "checkpoints" / "last.ckpt"
-    resume = ["--ckpt_path", str(last)] if command[0] == "fit" and last.is_file() else []
-    try:
-        code = run([*command, *resume], folder / "errors.txt")
-    except InputError as held:
-        return str(held)
-    lines = (folder / "errors.txt").read_text(errors="replace").strip().splitlines()
-    if code == 0 and is_finished(folder):
-        (folder / "errors.txt").unlink()
-        return None
-    said = [line for line in lines if line.startswith("error:")] or lines[-1:]
-    return f"exit code {code}: {said[0] if said else 'no message'}"
+@dataclass(frozen=True)
+class _Run:
+    """One experiment of a cell."""
 
+    cell: Cell
+    seed: int
+    output: Path
+    overrides: Sequence[tuple[str, str]]
 
-def _made_otherwise(folder: Path, command: Sequence[str]) -> str | None:
-    note = folder / "command.json"
-    if not note.is_file():
-        return None
-    try:
-        before, now = dict(json.loads(note.read_text())), _comparable(command)
-    except (ValueError, TypeError):
-        return f"'{note}' is damaged; remove the folder"
-    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
-    if not keys:
-        return None
-    differing = ", ".join(f"{key} was {before.get(key, 'not given')}, is {now.get(key, 'not given')}" for key in keys)
-    return f"it was started with other settings ({differing}); give another --output, or remove '{folder}'"
+    @property
+    def folder(self) -> Path:
+        return self.output / self.cell.name / f"seed_{self.seed}"
+
+    @property
+    def command(self) -> list[str]:
+        """What follows ``dc-lightning``."""
+        cell = self.cell
+        settings = {
+            "data": cell.dataset,
+            "model.network": cell.network,
+            "model.ipc": str(cell.ipc),
+            "evaluation.networks": cell.pool,
+            "evaluation.cache": str(self.output / "whole_set"),
+            "trainer.logger.save_dir": str(self.output),
+            "trainer.logger.name": cell.name,
+            "trainer.logger.version": f"seed_{self.seed}",
+            "evaluation.baselines": "[whole set]" if cell.is_selection else "[random, whole set]",
+            "seed_everything": str(self.seed),
+        }
+        configurations = [pair for pair in self.overrides if pair[0] == "config"]  # first: all else refines them
+        rest = [pair for pair in self.overrides if pair[0] != "config"]
+        if cell.is_selection:
+            settings |= {"method": cell.method, "evaluation.features_network": cell.network}
+        else:
+            configurations.insert(0, ("config", str(_method_file(cell.method))))
+            if cell.distance != "ours":
+                settings["model.distance"] = cell.distance
+            if cell.pool not in ("S", "SS"):
+                settings["evaluation.every_n"] = "0"  # the paper evaluates on the way for these two alone
+        words = [word for key, value in [*configurations, *settings.items(), *rest] for word in (f"--{key}", value)]
+        return ["select" if cell.is_selection else "fit", *words]
+
+    def is_there(self) -> bool:
+        """Whether it has ended, and with these settings."""
+        return is_finished(self.folder) and not self.made_otherwise()
+
+    def made_otherwise(self) -> str:
+        """What is said where the folder is that of other settings, else nothing."""
+        note = self.folder / "command.json"
+        if not note.is_file():
+            return ""
+        try:
+            before, now = dict(json.loads(note.read_text())), _comparable(self.command)
+        except (ValueError, TypeError):
+            return f"'{note}' is damaged; remove the folder"
+        keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+        given = [f"{key} was {before.get(key, 'not given')}, is {now.get(key, 'not given')}" for key in keys]
+        started = f"it was started with other settings ({', '.join(given)})"
+        return f"{started}; give another --output, or remove '{self.folder}'" if keys else ""
+
+    def complete(self) -> str:
+        """Runs it, or resumes it; says what went wrong, or nothing."""
+        if problem := self.made_otherwise():
+            return problem
+        write_whole(self.folder / "command.json", json.dumps(_comparable(self.command)).encode())
+        last, errors = self.folder / "checkpoints" / "last.ckpt", self.folder / "errors.txt"
+        resume = ["--ckpt_path", str(last)] if self.command[0] == "fit" and last.is_file() else []
+        try:
+            code = _subprocess([*self.command, *resume], errors)
+        except InputError as held:
+            return str(held)
+        lines = errors.read_text(errors="replace").strip().splitlines()
+        if code == 0 and is_finished(self.folder):
+            errors.unlink()
+            return ""
+        said = [line for line in lines if line.startswith("error:")] or lines[-1:] or ["no message"]
+        return f"exit code {code}: {said[0]}"
 
 
 def is_finished(folder: Path) -> bool:
@@ -233,30 +245,33 @@ def is_finished(folder: Path) -> bool:
     return True
 
 
-class _Stopped(BaseException):
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
 def _subprocess(command: Sequence[str], errors: Path) -> int:
     """Runs ``dc-lightning`` in its own process group; forwards each signal and waits, so that the run can save.
 
     The lock of the cell is handed on: should this process be killed, nothing else starts the cell while that runs.
+
+    Raises:
+        InputError: if another process has the lock.
+        KeyboardInterrupt: with the number of a signal that came.
     """
     stopped: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
     def forward(signum: int, frame: FrameType | None) -> None:
         stopped.append(signum)
-        if process is not None and process.poll() is None:
+        if process is not None:
             process.send_signal(signum)
 
-    with _lock(errors.parent) as lock, errors.open("wb") as file:
+    with (errors.parent / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise InputError(f"another process is at work on it, see '{errors.parent}'") from held
         old = {signum: signal.signal(signum, forward) for signum in _SIGNALS}
         try:
             words = [sys.executable, "-m", "dc_lightning", *command]
-            process = subprocess.Popen(words, stderr=file, start_new_session=True, pass_fds=[lock])
+            with errors.open("wb") as file:
+                process = subprocess.Popen(words, stderr=file, start_new_session=True, pass_fds=[lock.fileno()])
             if stopped:
                 process.send_signal(stopped[0])
             code = process.wait()
@@ -264,26 +279,8 @@ def _subprocess(command: Sequence[str], errors: Path) -> int:
             for signum, handler in old.items():
                 signal.signal(signum, handler)
     if stopped:
-        raise _Stopped(stopped[0])
+        raise KeyboardInterrupt(stopped[0])
     return code
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[int]:
-    """Holds the cell for this process and its child.
-
-    Raises:
-        InputError: if another has it.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            raise InputError(f"another process is at work on it, see '{folder}'") from held
-        yield file.fileno()
 
 
 Parse = Callable[[Sequence[str]], dict[str, Any]]
@@ -291,11 +288,7 @@ Parse = Callable[[Sequence[str]], dict[str, Any]]
 
 
 def main(words: Sequence[str], parse: Parse) -> int:
-    """Runs ``dc-lightning reproduce``.
-
-    Args:
-        words: after ``reproduce``.
-        parse: see `Parse`.
+    """Runs ``dc-lightning reproduce`` with these words.
 
     Returns:
         The exit code: 0 if all cells are there, 1 if one failed, 128 and the number of a signal that ended it.
@@ -305,71 +298,58 @@ def main(words: Sequence[str], parse: Parse) -> int:
     """
     options, rest = _parser().parse_known_args(words)
     overrides, chosen, console = _overrides(rest), _select_cells(options), Console(soft_wrap=True)
+    seeds = range(options.experiments)
+    by_cell = {cell: [_Run(cell, seed, options.output, overrides) for seed in seeds] for cell in chosen}
     for cell in {cell.is_selection: cell for cell in chosen}.values():
-        parse(_command(cell, 0, options.output, overrides))
+        parse(by_cell[cell][0].command)
     if options.dry_run or options.estimate:
-        _print_cells(chosen, options, overrides, parse)
+        _print_cells(f"{options.table}: {TABLES[options.table]}", by_cell, parse if options.estimate else None)
         return 0
-    jobs = [(cell, seed) for cell in chosen for seed in range(options.experiments)]
+    runs = [run for each in by_cell.values() for run in each]
     failed: list[str] = []
-    for number, (cell, seed) in enumerate(jobs, 1):
-        title = f"{cell.name}, seed {seed}"
-        folder = options.output / cell.name / f"seed_{seed}"
-        command = _command(cell, seed, options.output, overrides)
+    for number, run in enumerate(runs, 1):
+        title = f"{run.cell.name}, seed {run.seed}"
         try:
-            there = is_finished(folder) and not _made_otherwise(folder, command)
-            console.print(f"[{number}/{len(jobs)}] {title}{': is there' if there else ''}", markup=False)
-            problem = _run_one(folder, command, _subprocess)
-        except _Stopped as stop:
-            return _say_stopped(stop.signum, failed)
-        except KeyboardInterrupt:
-            return _say_stopped(signal.SIGINT, failed)
+            there = run.is_there()
+            console.print(f"[{number}/{len(runs)}] {title}{': is there' if there else ''}", markup=False)
+            problem = "" if there else run.complete()
+        except KeyboardInterrupt as stop:
+            if failed:
+                print(f"{len(failed)} failed so far:\n  " + "\n  ".join(failed), file=sys.stderr)
+            signum = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+            print(f"Stopped by {signum.name}; the same command continues where it was.", file=sys.stderr)
+            return 128 + signum
         except OSError as error:
             problem = f"'{error.filename}' cannot be read or written ({error.strerror})"
         if problem:
             failed.append(f"{title}: {problem}")
             print(f"error: {failed[-1]}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} of {len(jobs)} failed:\n  " + "\n  ".join(failed), file=sys.stderr)
-    console.print(f"{len(jobs) - len(failed)} of {len(jobs)} are in {options.output}", markup=False)
+        print(f"{len(failed)} of {len(runs)} failed:\n  " + "\n  ".join(failed), file=sys.stderr)
+    console.print(f"{len(runs) - len(failed)} of {len(runs)} are in {options.output}", markup=False)
     return 1 if failed else 0
 
 
-def _say_stopped(signum: int, failed: Sequence[str]) -> int:
-    if failed:
-        print(f"{len(failed)} failed so far:\n  " + "\n  ".join(failed), file=sys.stderr)
-    print(f"Stopped by {signal.Signals(signum).name}; the same command continues where it was.", file=sys.stderr)
-    return 128 + signum
-
-
-def _print_cells(
-    chosen: Sequence[Cell], options: argparse.Namespace, overrides: Sequence[tuple[str, str]], parse: Parse
-) -> None:
-    table = Table(title=f"{options.table}: {TABLES[options.table]}")
-    table.add_column("cell")
-    table.add_column("there", justify="right")
-    if options.estimate:
-        table.add_column("hours each", justify="right")
-        table.add_column("hours left", justify="right")
+def _print_cells(title: str, by_cell: Mapping[Cell, Sequence[_Run]], parse: Parse | None) -> None:
+    """Prints the cells, with their hours if there is a ``parse`` to estimate them by."""
+    table = Table("cell", title=title)
+    for name in ("there", "hours each", "hours left") if parse else ("there",):
+        table.add_column(name, justify="right")
+    total = 0.0
+    for cell, runs in by_cell.items():
+        done = sum(run.is_there() for run in runs)
+        row = [cell.name, f"{done}/{len(runs)}"]
+        if parse:
+            hours = _estimated_hours(runs[0].command, parse)
+            total += hours * (len(runs) - done)
+            row += [f"{hours:.2f}", f"{hours * (len(runs) - done):.2f}"]
+        table.add_row(*row)
+    if parse:
+        table.add_section()
+        table.add_row("all", "", "", f"{total:.2f}")
         table.caption = (
             "from three timed iterations and one network on this machine; networks on the whole set not counted"
         )
-    total = 0.0
-    for cell in chosen:
-        done = 0
-        for seed in range(options.experiments):
-            folder = options.output / cell.name / f"seed_{seed}"
-            command = _command(cell, seed, options.output, overrides)
-            done += is_finished(folder) and not _made_otherwise(folder, command)
-        row = [cell.name, f"{done}/{options.experiments}"]
-        if options.estimate:
-            hours = _estimated_hours(_command(cell, 0, options.output, overrides), parse)
-            total += hours * (options.experiments - done)
-            row += [f"{hours:.2f}", f"{hours * (options.experiments - done):.2f}"]
-        table.add_row(*row)
-    if options.estimate:
-        table.add_section()
-        table.add_row("all", "", "", f"{total:.2f}")
     Console().print(table)
 
 
@@ -381,14 +361,12 @@ def _estimated_hours(command: Sequence[str], parse: Parse) -> float:
     Raises:
         InputError: if that fails; says what it said.
     """
-    short = {"trainer.max_epochs": "4", "evaluation.num_networks": "1", "evaluation.every_n": "0"}
-    short["evaluation.choose_iteration"] = "false"
+    short = "--trainer.max_epochs 4 --evaluation.num_networks 1 --evaluation.every_n 0 --evaluation.baselines [] "
+    short += "--evaluation.choose_iteration false --trainer.logger.save_dir"
     if command[0] == "select":
-        command = ["select", *command[1:], "--method", "random"]
+        command = [*command, "--method", "random"]
     with tempfile.TemporaryDirectory() as folder:
-        short |= {"evaluation.baselines": "[]", "trainer.logger.save_dir": folder}
-        words = [word for key, value in short.items() for word in (f"--{key}", value)]
-        call = [sys.executable, "-m", "dc_lightning", *command, *words]
+        call = [sys.executable, "-m", "dc_lightning", *command, *short.split(), folder]
         ended = subprocess.run(call, capture_output=True, text=True)
         found = list(Path(folder).rglob("results.json"))
         if ended.returncode or not found:

@@ -1,7 +1,7 @@
 """The rows of a report: what results.json files say of sets that were made and scored in the same way."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -13,15 +13,13 @@ from dc_lightning.evaluation.selection import Selection
 from dc_lightning.experiments.paper import DATASETS, SELECTIONS, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
 from dc_lightning.experiments.presets import (
     compares_distances,
-    epochs_run,
     is_ours,
     made_with,
-    own_recipe,
+    own_preset,
     preset_of,
     scoring_departures,
-    shipped_presets,
 )
-from dc_lightning.parts import part_name
+from dc_lightning.parts import arguments_of, part_name
 from dc_lightning.run.results import read_results
 from dc_lightning.synthetic import load_synthetic
 from dc_lightning.synthetic.formation import images_in_one
@@ -29,6 +27,9 @@ from dc_lightning.synthetic.reading import OLD_NAMES
 
 BOUNDS = ("random", "whole set")
 """Columns that say what others are worth, and no way to make a set."""
+
+REAL = (*SELECTIONS, "whole set")
+"""Columns of real images."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Key:
     def terms(self) -> list[str]:
         """What else distinguishes the set, in words."""
         soft = ["soft labels"] if self.labels == "soft" else []
-        return [*soft, *([f"{self.held_out:g} held out"] if self.held_out else [])]
+        return [*soft, f"{self.held_out:g} held out"] if self.held_out else soft
 
     @property
     def row(self) -> str:
@@ -70,12 +71,24 @@ class Row:
     images_in_one: int  # training images in a stored one
     budget: int | None  # bytes of the stored images: four a number, one in image files, as real images are; or unknown
     # in [0, 1], by the seed of the set and that of the test network: what is found twice counts once
-    accuracies: dict[tuple[int, int], float] = field(default_factory=dict)
-    hours: list[float] = field(default_factory=list)  # of each run, from start to results
-    on_gpu: bool = False  # where they were spent
+    accuracies: dict[tuple[int, int], float]
+    hours: list[float]  # of each run, from start to results
+    on_gpu: bool  # where they were spent
     folders: list[Path] = field(default_factory=list)  # of each run
     curves: list[list[tuple[int, float]]] = field(default_factory=list)  # of each run, by outer iterations
     curves_on: str = "test"  # split
+
+    def add(self, other: "Row") -> bool:
+        """Pools what another row of the key has found; returns whether both agree on what they have in common."""
+        common = self.accuracies.keys() & other.accuracies.keys()
+        agree = all(abs(self.accuracies[seeds] - other.accuracies[seeds]) <= 1e-6 for seeds in common)
+        if len(common) < len(other.accuracies):
+            self.accuracies = other.accuracies | self.accuracies
+            self.curves += other.curves
+            self.folders += other.folders
+            self.hours += other.hours
+            self.on_gpu = other.on_gpu if other.hours else self.on_gpu
+        return agree
 
     @property
     def accuracy(self) -> Accuracy:
@@ -109,7 +122,7 @@ class Row:
         key = self.key
         parts = [key.dataset, f"{key.ipc} per class" if key.ipc else "", key.label]
         parts += [key.network if key.method not in SELECTIONS else "", key.distance if key.distance != "ours" else ""]
-        return ", ".join([*(part for part in parts if part), *key.terms, *self.departures, *key.scored])
+        return ", ".join([*filter(None, parts), *key.terms, *self.departures, *key.scored])
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -121,11 +134,10 @@ def percent(accuracy: Accuracy) -> str:
 def _complete(source: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """A source with what 0.1.0 wrote into the configuration of the run alone, under today's names."""
     found = {**source, "method": OLD_NAMES.get(str(source.get("method")), source.get("method"))}
-    configuration = content.get("configuration") or {}
     if content.get("kind") != "condensation" or "class" in source:
         return found
-    settings = (configuration.get("model") or {}).get("init_args") or {}
-    data = (configuration.get("data") or {}).get("init_args") or {}
+    configuration = content.get("configuration") or {}
+    settings, data = (arguments_of(configuration.get(part) or {}) for part in ("model", "data"))
     return {**{key: data.get(key) for key in ("batch_real", "mean", "std")}, **settings, **found}
 
 
@@ -141,71 +153,56 @@ def _shape_beside(folder: Path) -> Sequence[int] | None:
         return None
 
 
-def _budget(column: Mapping[str, Any], source: Mapping[str, Any], shape: Sequence[int] | None) -> int | None:
-    """Bytes of the stored images."""
-    if shape is None:
-        return None
-    real = column["name"] in (*BOUNDS, *get_args(Selection)) or "stored_as" in source
-    count = int(column.get("stored_images") or column["training_images"])
-    return count * prod(shape) * (1 if real else 4)
-
-
-def _curve(content: Mapping[str, Any], score: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Accuracies in the course of a run, of the network and recipe of one of its scores."""
-    return [
-        (int(entry["iteration"]), float(then["mean"]))
-        for entry in content.get("history", [])
-        for then in entry["scores"]
-        if (then["network"], then.get("recipe")) == (score["network"], score.get("recipe"))
-    ]
-
-
 def label_of(source: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """How a set was made, and the departures from its method's protocol where it was by nobody's preset."""
-    method = str(source.get("method", "synthetic"))
-    stored = [str(source["stored_as"])] if "stored_as" in source else []
-    held = _held(source)
-    stored += [f"{held} images in one"] if held > 1 else []
+    method, held, departures = str(source.get("method", "synthetic")), _held(source), list[str]()
     plain = {key: value for key, value in source.items() if key != "stored_as"}
     if method in get_args(Selection):
         by = part_name(source.get("features") or "ConvNet")
-        features = f"features {'' if by == 'ConvNet' else f'of {by} '}after {source.get('epochs')} epochs"
-        return ", ".join([method, features, *stored]), ()
-    if "network" not in source or method in BOUNDS:
-        file = [str(source[key]) for key in ("file", "folder") if key in source]
-        return ", ".join([method, *file, *stored]), ()
-    preset = preset_of(plain)
-    if preset is not None:
-        return ", ".join([preset.label, *stored]), ()
-    own = next((p for p in shipped_presets() if p.method == method and not p.name), shipped_presets()[0])
-    return ", ".join([f"{method}, custom" if is_ours(plain) else method, *stored]), tuple(own.departures(plain))
+        label = f"{method}, features {'' if by == 'ConvNet' else f'of {by} '}after {source.get('epochs')} epochs"
+    elif "network" not in source or method in BOUNDS:
+        label = ", ".join([method, *(str(source[key]) for key in ("file", "folder") if key in source)])
+    elif preset := preset_of(plain):
+        label = preset.label
+    else:
+        label = f"{method}, custom" if is_ours(plain) else method
+        departures = own_preset(method).departures(plain)
+    label += f", {source['stored_as']}" if "stored_as" in source else ""
+    return label + (f", {held} images in one" if held > 1 else ""), tuple(departures)
 
 
-def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterable[tuple[Row, dict[tuple[int, int], float]]]:
+def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterator[Row]:
+    """What one file says, a row for each set, test network and recipe."""
     first = content.get("source") or {}
     content = {"dataset": first.get("dataset"), "ipc": first.get("ipc"), **content}
     dataset, ipc, sources = str(content["dataset"]), int(content["ipc"]), content.get("sources") or [content["source"]]
     if content["dataset"] is None:
         raise KeyError("dataset")
-    shape = content.get("image_shape") or next((each["image_shape"] for each in sources if "image_shape" in each), None)
-    shape = shape or _shape_beside(folder)
+    shapes = [each["image_shape"] for each in (content, *sources) if each.get("image_shape")]
+    shape = shapes[0] if shapes else _shape_beside(folder)
+    history = content.get("history", [])
+    is_run = content.get("kind") == "condensation" and "seconds" in content
     evaluation = (content.get("configuration") or {}).get("evaluation") or {}
     for number, column in enumerate(content["columns"]):
         name = OLD_NAMES.get(str(column["name"]), str(column["name"]))
-        is_baseline = number > 0 or name == "whole set"
-        here = [{"method": name}] if is_baseline else [_complete(source, content) for source in sources]
+        here = [_complete(source, content) for source in sources]
         if name == "8-bit":
-            here = [{**_complete(source, content), "stored_as": "8-bit images"} for source in sources]
+            here = [{**source, "stored_as": "8-bit images"} for source in here]
             name = str(here[0]["method"])
+        elif number > 0 or name == "whole set":
+            here = [{"method": name}]
         if name in get_args(Selection):
             trained = {"features": evaluation.get("features_network"), "epochs": evaluation.get("whole_set_epochs")}
             here = [{**trained, "seed": content.get("seed"), **source} for source in here]
+        is_bound = name == "whole set" or (number > 0 and name == "random")
         for score in column["scores"]:
-            epochs = int(score["epochs"]) if name == "whole set" else None
-            recipe = str(score.get("recipe", "DC"))
-            scored = [f"{epochs_run(recipe, epochs)} epochs"] if epochs is not None else []
-            scored += [f"recipe {recipe}"] if recipe != own_recipe(name) else []
-            scored += scoring_departures(content, score, epochs)
+            scored = tuple(scoring_departures(content, score, name))
+            curve = [
+                (int(entry["iteration"]), float(then["mean"]))
+                for entry in history
+                for then in entry["scores"]
+                if number == 0 and (then["network"], then.get("recipe")) == (score["network"], score.get("recipe"))
+            ]
             pairs = list(zip([int(seed) for seed in score["seeds"]], score["accuracies"], strict=True))
             each = len(pairs) // len(here)  # one set after the other
             for place, source in enumerate(here):
@@ -217,61 +214,52 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterable[tuple[Row, di
                     network=part_name(source.get("network") or source.get("features") or ""),
                     distance=part_name(source.get("distance") or "") if compares_distances(source) else "",
                     tested_on=score["network"],
-                    recipe=recipe,
+                    recipe=str(score.get("recipe", "DC")),
                     label=label,
                     made=json.dumps(made_with(source), sort_keys=True, default=str) if departures else "",
-                    scored=tuple(scored),
+                    scored=scored,
                     held_out=float(source.get("validation") or content.get("validation") or 0),
                     labels=str(column.get("labels", "")),
                 )
                 seed = int(source.get("seed") or source.get("experiment") or 0)
-                found = {
-                    (network_seed if is_baseline and name in BOUNDS else seed, network_seed): float(value)
-                    for network_seed, value in pairs[place * each : (place + 1) * each]
-                }
-                row = Row(
+                stored = int(column.get("stored_images") or column.get("training_images", 0))
+                bytes_each = 1 if name in REAL or "stored_as" in source else 4
+                yield Row(
                     key,
                     departures,
-                    name in SELECTIONS or is_ours(source),
-                    _held(source),
-                    _budget(column, source, shape),
+                    is_ours=name in SELECTIONS or is_ours(source),
+                    images_in_one=_held(source),
+                    budget=stored * prod(shape) * bytes_each if shape else None,
+                    accuracies={
+                        (network_seed if is_bound else seed, network_seed): float(value)
+                        for network_seed, value in pairs[place * each : (place + 1) * each]
+                    },
+                    hours=[float(content["seconds"]) / 3600] if is_run else [],
+                    on_gpu=is_run and str(content.get("device")).startswith("cuda"),
+                    folders=[folder] if number == 0 else [],
+                    curves=[curve] if curve else [],
+                    curves_on=next((str(entry["split"]) for entry in history if "split" in entry), "test"),
                 )
-                if number == 0:
-                    row.folders.append(folder)
-                    row.curves += [curve] if (curve := _curve(content, score)) else []
-                    splits = [str(entry["split"]) for entry in content.get("history", []) if "split" in entry]
-                    row.curves_on = splits[0] if splits else "test"
-                yield row, found
 
 
 @dataclass(frozen=True)
 class Found:
-    """What results say.
+    """What results say."""
 
-    Args:
-        rows: of the papers' tables.
-        folders: that were read.
-        problems: one sentence for each file that was left out.
-        experiments: results of continual learning and architecture search.
-    """
-
-    rows: list[Row]
-    folders: list[Path]
-    problems: list[str]
-    experiments: list[dict[str, Any]]
+    rows: list[Row] = field(default_factory=list)  # of the papers' tables
+    folders: list[Path] = field(default_factory=list)  # that were read
+    problems: list[str] = field(default_factory=list)  # a sentence for each file that was left out
+    experiments: list[dict[str, Any]] = field(default_factory=list)  # of continual learning and architecture search
 
 
 def collect(folders: Sequence[Path]) -> Found:
-    """Reads all results below the folders and pools them.
-
-    Args:
-        folders: with results.json files anywhere below; a file itself will do.
+    """Reads all results.json files below the folders, which may be such files themselves, and pools them.
 
     Raises:
         InputError: if a folder is not there.
     """
     rows: dict[Key, Row] = {}
-    read, problems, experiments = [], [], []
+    found = Found()
     for folder in folders:
         if not folder.exists():
             raise InputError(f"There is no folder '{folder}'; give folders with results.json files below.")
@@ -279,38 +267,26 @@ def collect(folders: Sequence[Path]) -> Found:
             try:
                 content = read_results(path)
                 if "table" in content:
-                    experiments.append(content)
+                    found.experiments.append(content)
                     continue
-                found = list(_rows_of(content, path.parent))
+                here = list(_rows_of(content, path.parent))
             except InputError as broken:
-                problems.append(str(broken))
+                found.problems.append(str(broken))
                 continue
             except OSError as unreadable:
-                problems.append(f"'{path}' cannot be read ({unreadable.strerror}); it is left out.")
+                found.problems.append(f"'{path}' cannot be read ({unreadable.strerror}); it is left out.")
                 continue
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                problems.append(
-                    f"'{path}' is left out: it lacks what a report needs ({type(error).__name__}: {error})."
-                )
+                said = f"it lacks what a report needs ({type(error).__name__}: {error})"
+                found.problems.append(f"'{path}' is left out: {said}.")
                 continue
-            read.append(path.parent)
-            for row, accuracies in found:
-                known = rows.setdefault(row.key, row)
-                if row.key.method not in BOUNDS and any(
-                    abs(known.accuracies.get(seeds, value) - value) > 1e-6 for seeds, value in accuracies.items()
-                ):
-                    problems.append(
-                        f"'{path}' repeats seeds of a file before it with other accuracies: the first count."
-                    )
-                new = {seeds: value for seeds, value in accuracies.items() if seeds not in known.accuracies}
-                known.accuracies |= new
-                if new and known is not row:
-                    known.curves += row.curves
-                    known.folders += row.folders
-                if new and content.get("kind") == "condensation" and "seconds" in content:
-                    known.hours.append(float(content["seconds"]) / 3600)
-                    known.on_gpu = str(content.get("device")).startswith("cuda")
-    return Found(sorted(rows.values(), key=in_order), read, problems, experiments)
+            found.folders.append(path.parent)
+            for row in here:
+                if not rows.setdefault(row.key, row).add(row) and row.key.method not in BOUNDS:
+                    problem = "repeats seeds of a file before it with other accuracies: the first count"
+                    found.problems.append(f"'{path}' {problem}.")
+    found.rows.extend(sorted(rows.values(), key=in_order))
+    return found
 
 
 def in_order(row: Row) -> tuple[Any, ...]:
@@ -323,40 +299,17 @@ def in_order(row: Row) -> tuple[Any, ...]:
 
 def baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
     """Random images of the same budget by the same recipe, or the whole set by the same learning rates."""
-    key, is_whole_set = row.key, method == "whole set"
-    same = [
-        other
-        for other in rows
-        if (other.key.dataset, other.key.ipc, other.key.method, other.key.tested_on, other.key.recipe)
-        == (key.dataset, 0 if is_whole_set else key.ipc, method, key.tested_on, key.recipe)
-        and other.key.held_out == key.held_out
-        and _but_epochs(other.key.scored) == _but_epochs(key.scored)
-        and (is_whole_set or but_recipe(other.key.scored) == but_recipe(key.scored))
-    ]
+    whole = method == "whole set"
+
+    def conditions(key: Key) -> tuple[Any, ...]:
+        scored = [departure for departure in but_recipe(key.scored) if not (whole and departure.endswith("epochs"))]
+        return key.dataset, None if whole else key.ipc, key.tested_on, key.recipe, key.held_out, scored
+
+    wanted = conditions(row.key)
+    same = [other for other in rows if other.key.method == method and conditions(other.key) == wanted]
     return max(same, key=lambda other: (len(other.accuracies), other.accuracy)) if same else None
 
 
-def _but_epochs(scored: Sequence[str]) -> list[str]:
-    return [departure for departure in but_recipe(scored) if not departure.endswith("epochs")]
-
-
-def but_recipe(scored: Sequence[str]) -> list[str]:
+def but_recipe(scored: Sequence[str]) -> tuple[str, ...]:
     """Recipes are compared by their names."""
-    return [departure for departure in scored if not departure.startswith("recipe ")]
-
-
-class Notes:
-    """Numbers for what distinguishes custom sets, said once below a table."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[tuple[str, ...], int] = {}
-
-    def mark(self, row: Row) -> str:
-        """The row's label, with the number of its note."""
-        if not row.departures:
-            return row.key.row
-        return f"{row.key.row} [{self.numbers.setdefault(row.departures, len(self.numbers) + 1)}]"
-
-    def lines(self) -> list[str]:
-        """The notes, in order."""
-        return [f"[{number}] {', '.join(departures)}" for departures, number in self.numbers.items()]
+    return tuple(departure for departure in scored if not departure.startswith("recipe "))

@@ -17,7 +17,19 @@ class Matrix:
     corner: str  # what the rows are
     cells: dict[tuple[str, str], str] = field(default_factory=dict)  # by row and column label
     columns: Sequence[str] = ()  # in this order; empty takes the order in which they come
-    notes: Sequence[str] = ()  # below it
+    footnotes: dict[str, int] = field(default_factory=dict)  # their numbers; see `marked`
+    remark: str = ""  # below it
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands below the table, line by line."""
+        numbered = [f"[{number}] {note}" for note, number in self.footnotes.items()]
+        return [*numbered, self.remark] if self.remark else numbered
+
+    def marked(self, text: str, notes: Sequence[str]) -> str:
+        """A text with the number of its footnote, which stands once below the table; as it is without notes."""
+        number = self.footnotes.setdefault(", ".join(notes), len(self.footnotes) + 1) if notes else 0
+        return f"{text} [{number}]" if number else text
 
     def column_names(self) -> list[str]:
         """In the order of the table."""
@@ -38,15 +50,14 @@ class Matrix:
         return "\n".join([*lines, *notes]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """For results.json."""
+        """Of a table without notes, for results.json."""
         cells = [[row, column, text] for (row, column), text in self.cells.items()]
-        return {"title": self.title, "corner": self.corner, "cells": cells, "notes": list(self.notes)}
+        return {"title": self.title, "corner": self.corner, "cells": cells, "notes": []}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Matrix":
         """What `to_dict` gave."""
-        cells = {(row, column): text for row, column, text in content["cells"]}
-        return cls(content["title"], content["corner"], cells, notes=content["notes"])
+        return cls(content["title"], content["corner"], {(row, column): text for row, column, text in content["cells"]})
 
 
 def merged(matrices: Iterable[Matrix]) -> list[Matrix]:
@@ -58,19 +69,18 @@ def merged(matrices: Iterable[Matrix]) -> list[Matrix]:
             found.append(replace(matrix, cells=dict(matrix.cells)))
         else:
             known.cells |= matrix.cells
-            known.notes = list(dict.fromkeys([*known.notes, *matrix.notes]))
     return found
 
 
 def _agree(first: Matrix, second: Matrix) -> bool:
     """Whether two tables have the same columns, and no cell that differs."""
-    columns = [{column for _, column in matrix.cells} for matrix in (first, second)]
-    return columns[0] == columns[1] and all(second.cells.get(at, text) == text for at, text in first.cells.items())
+    same_columns = set(first.column_names()) == set(second.column_names())
+    return same_columns and all(second.cells.get(at, text) == text for at, text in first.cells.items())
 
 
-def show(markdown: str, console: Console | None = None) -> None:
+def show(markdown: str) -> None:
     """Prints tables as wide as they are: figures are never cut."""
-    width = max((console or Console()).width, *(len(line) for line in markdown.splitlines()))
+    width = max(Console().width, *(len(line) for line in markdown.splitlines()))
     Console(width=width).print(Markdown(markdown))
 
 
