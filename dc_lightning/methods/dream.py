@@ -28,16 +28,13 @@ class DREAM(IDC):
         **kwargs: see `IDC`.
     """
 
+    name = "DREAM"  # type: ignore[assignment]
+
     def __init__(self, interval: int = 10, init: Init = "nearest", batch_network: int = 128, **kwargs: Any) -> None:
         super().__init__(init=init, batch_network=batch_network, **kwargs)
         require_at_least(interval=(interval, 1))
         self.interval = interval
         self._chosen: Tensor | None = None  # (classes, batch_real): rows of the real images, -1 where there are fewer
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Of the method."""
-        return "DREAM"
 
     def features(self, network: nn.Module, label: int) -> Tensor:
         """Features of all real images of a class, not normalised, before the last layer: float, ``(n, d)``."""
