@@ -9,9 +9,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
 import docstring_parser
 import yaml
@@ -49,7 +49,6 @@ from dc_lightning.synthetic.initial import INITS
 from dc_lightning.synthetic.ready import ready_set
 from dc_lightning.threads import use_threads
 
-_Error = TypeVar("_Error", bound=BaseException)
 _FORKING = ("ddp_fork", "ddp_notebook")
 _DEFAULT_CLASSES = {"model": "CondensationModule", "data": "Digits"}
 _NETWORK_OF_DEFAULT_DATA = "ConvNetD2"  # a third block would normalise maps of 2x2 pixels
@@ -65,19 +64,10 @@ class _Parser(LightningArgumentParser):
         words = " ".join(message.split())
         inner = [said for said in self.messages if said in words]
         self.messages.append(words)
-        raise InputError(f"{message.splitlines()[0]} {inner[-1]}" if inner else _on_one_line(message)) from ex
-
-
-def _on_one_line(message: str) -> str:
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return " ".join(lines if len(message) < 400 else [lines[0], lines[-1]])
-
-
-def _own_error_in(error: BaseException | None, kind: type[_Error]) -> _Error | None:
-    """What a part of ours said, or a library that is missing, where a parser has wrapped it."""
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error
+        if inner:
+            raise InputError(f"{message.splitlines()[0]} {inner[-1]}") from ex
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+        raise InputError(" ".join(lines if len(message) < 400 else [lines[0], lines[-1]])) from ex
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -90,14 +80,13 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _with_configuration_files(words: Sequence[str]) -> list[str]:
     """``--config`` in its long form, with the path of a file; see `configuration_file`."""
-    found = [
-        f"--config={word[3:]}" if word.startswith("-c=") else "--config" if word == "-c" else word for word in words
-    ]
-    for number, word in enumerate(found):
-        if word.startswith("--config="):
-            found[number] = f"--config={configuration_file(word.removeprefix('--config='))}"
-        elif number and found[number - 1] == "--config":
-            found[number] = configuration_file(word)
+    found: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("-c", "--config"):
+            found += ["--config", configuration_file(value)] if equals else ["--config"]
+        else:
+            found.append(configuration_file(word) if found[-1:] == ["--config"] else word)
     return found
 
 
@@ -188,8 +177,8 @@ def _loggers(config: Namespace) -> list[Namespace]:
     return [logger for logger in found if isinstance(logger, Namespace)]
 
 
-def _is_tensorboard(logger: Any) -> bool:
-    return isinstance(logger, Namespace) and str(logger.get("class_path", "")).endswith("TensorBoardLogger")
+def _is_tensorboard(logger: Namespace) -> bool:
+    return str(logger.class_path).endswith("TensorBoardLogger")
 
 
 def _newest_checkpoint(config: Namespace) -> str | None:
@@ -223,13 +212,10 @@ _CURVES = ("matching_loss", "accuracy", "final")
 
 def _continued_csv(settings: dict[str, Any], path: Path, iteration: int) -> CSVLogger:
     """A logger in the folder of the run that is resumed, with its curves before an iteration, whose file it removes."""
-    before = (
-        list(csv.DictReader(io.StringIO(path.read_text())))
-        if path.is_file() and not getattr(rank_zero_only, "rank", 0)
-        else []
-    )
+    is_there = path.is_file() and not getattr(rank_zero_only, "rank", 0)
+    before = path.read_text().splitlines() if is_there else []
     logger = CSVLogger(**settings)
-    for row in before:
+    for row in csv.DictReader(before):
         step, is_ours = row.get("step") or "", any(row.get(name) for name in row if name.startswith(_CURVES))
         if step.isdigit() and (int(step) < iteration or not is_ours):
             metrics: dict[str, Any] = {name: float(value) for name, value in row.items() if value and name != "step"}
@@ -239,45 +225,47 @@ def _continued_csv(settings: dict[str, Any], path: Path, iteration: int) -> CSVL
 
 
 class CondensationCLI(LightningCLI):
-    """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys."""
+    """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys: parses words, and runs them.
+
+    Args:
+        words: a command and its options.
+        run: False only makes sure that the words are understood.
+
+    Raises:
+        InputError: if they are not.
+    """
 
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
-        """Parses the words of a command, and runs it.
-
-        Args:
-            words: a command and its options.
-            run: False only makes sure that the words are understood.
-
-        Raises:
-            InputError: if they are not.
-        """
         self._only_parse, self._command = not run, "".join(words[:1])
-        super().__init__(
-            Condenser,
-            CondensationDataModule,
-            trainer_class=ExperimentTrainer,
-            parser_class=_Parser,
-            trainer_defaults={
-                "max_epochs": 1000,
-                "logger": {
-                    "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
-                    "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
+        try:
+            super().__init__(
+                Condenser,
+                CondensationDataModule,
+                trainer_class=ExperimentTrainer,
+                parser_class=_Parser,
+                trainer_defaults={
+                    "max_epochs": 1000,
+                    "logger": {
+                        "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                        "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
+                    },
+                    "log_every_n_steps": 1,
+                    "enable_model_summary": False,
+                    "use_distributed_sampler": False,
                 },
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
-            seed_everything_default=0,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            args=list(words),
-            parser_kwargs={
-                "allow_abbrev": False,  # its subcommands take it from there
-                **{name: {"default_env": False, "allow_abbrev": False} for name in self.subcommands()},
-            },
-        )
+                seed_everything_default=0,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                args=list(words),
+                parser_kwargs={
+                    "allow_abbrev": False,  # its subcommands take it from there
+                    **{name: {"default_env": False, "allow_abbrev": False} for name in self.subcommands()},
+                },
+            )
+        except InputError as error:
+            raise InputError(f"{error}{_suggested_option(words, str(error))}") from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Refuses what would be overruled silently, and names the default classes."""
@@ -299,41 +287,24 @@ class CondensationCLI(LightningCLI):
         """Adds the keys ``evaluation``, ``checkpoint`` and those of speed, and links the seed."""
         parser.add_lightning_class_args(EvaluationCallback, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.add_argument(
-            "--keep_freed_memory",
-            type=bool,
-            default=True,
-            help="Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory.",
-        )
-        parser.add_argument(
-            "--compile",
-            type=bool,
-            default=False,
-            help="Compile networks by torch.compile: half a minute at the start of every process, then faster.",
-        )
-        parser.add_argument(
-            "--threads",
-            type=PositiveInt | Literal["auto"],
-            default="auto",
-            help="Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's.",
-        )
+        says = "Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory."
+        parser.add_argument("--keep_freed_memory", type=bool, default=True, help=says)
+        says = "Compile networks by torch.compile: half a minute at the start of every process, then faster."
+        parser.add_argument("--compile", type=bool, default=False, help=says)
+        says = "Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's."
+        parser.add_argument("--threads", type=PositiveInt | Literal["auto"], default="auto", help=says)
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """What LightningCLI runs by a method of the Trainer; of a command that is given that alone, which is faster."""
-        every: dict[str, set[str]] = {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "evaluate": {"model", "datamodule"},
-            "select": {"model", "datamodule"},
-            "continual": {"model", "datamodule"},
-            "architecture_search": {"model", "datamodule"},
-        }
+        every = {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+        every |= {name: {"model", "datamodule"} for name in ("evaluate", "select", "continual", "architecture_search")}
         return {self._command: every[self._command]} if self._command in every else every
 
     def before_instantiate_classes(self) -> None:
         """Sets the allocator before the first tensor, and finds the checkpoint to resume from."""
-        config = self._configuration()
+        config = self.config[self.subcommand]
         refuse_switches(config.trainer, cast(str, self.subcommand).replace("_", "-"))
         if config.keep_freed_memory:
             keep_freed_memory()
@@ -376,18 +347,6 @@ class CondensationCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given: LightningCLI would let the checkpoint's win silently."""
 
-    def _configuration(self) -> Namespace:
-        return cast(Namespace, self.config[self.subcommand])
-
-    def instantiate_classes(self) -> None:
-        """Makes the parts; a library that one of them needs is named."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            if (missing := _own_error_in(error, ModuleNotFoundError)) is None:
-                raise
-            raise InputError(" ".join(str(missing).split())) from error
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with a progress bar of ours unless there is another or none; what it refuses is bad input."""
         settings = self.config_init[self.subcommand]["trainer"]
@@ -402,15 +361,15 @@ class CondensationCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Notes the configuration in the results."""
-        logger = self.trainer.logger
-        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+        logger, writes = self.trainer.logger, not getattr(self.trainer, "fast_dev_run", False)
+        if self.trainer.is_global_zero and writes:
             require_writable(Path((logger and logger.save_dir) or self.trainer.default_root_dir))
         self._dump_config()
-        config = self._configuration()
+        config = self.config[self.subcommand]
         resume_from = config.ckpt_path if self.subcommand == "fit" else None
         if resume_from is not None:
             self._resume_in_the_same_folder(config)
-        elif not getattr(self.trainer, "fast_dev_run", False):
+        elif writes:
             require_free_logger(self.trainer)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, EvaluationCallback))  # makes the images for others
@@ -418,7 +377,7 @@ class CondensationCLI(LightningCLI):
             if isinstance(callback, Checkpoints):
                 callback.resume_from = resume_from
             if isinstance(callback, EvaluationCallback):
-                callback.note_configuration(self.config_dump)
+                callback.configuration = self.config_dump
 
 
 class _Parsed(Exception):  # noqa: N818 (no error)
@@ -426,10 +385,7 @@ class _Parsed(Exception):  # noqa: N818 (no error)
 
 
 def check_words(words: Sequence[str]) -> dict[str, Any]:
-    """Makes sure that the words of a fit, evaluate or select are understood.
-
-    Returns:
-        The configuration that they come to.
+    """The configuration that the words of a fit, evaluate or select come to.
 
     Raises:
         InputError: if they are not understood.
@@ -438,8 +394,6 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
         CondensationCLI(words, run=False)
     except _Parsed as parsed:
         return cast(dict[str, Any], parsed.args[0])
-    except InputError as error:
-        raise InputError(f"{error}{_suggested_option(words, str(error))}") from error
     raise AssertionError("the words were run")
 
 
@@ -471,47 +425,33 @@ def _sets(words: Sequence[str]) -> int:
     return 0
 
 
-def _reproduce(words: Sequence[str]) -> int:
-    from dc_lightning.experiments import reproduce  # needs a system with POSIX signals and locks
-
-    return reproduce.main(words, check_words)
-
-
-def _report(words: Sequence[str]) -> int:
-    from dc_lightning.experiments import report
-
-    return report.main(words)
-
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "export": _export,
-    "sets": _sets,
-    "reproduce": _reproduce,
-    "report": _report,
-}
-
-
 def _run(words: list[str]) -> int:
     if (answer := quick_answer(words)) is not None:
         print(answer)
         return 0
-    command = words[0]
-    if command in _COMMANDS:
-        return _COMMANDS[command](words[1:])
-    words = [command.replace("-", "_") if command in COMMANDS else command, *words[1:]]
-    words = ["--help" if word == "--help-all" else word for word in words]
-    try:
-        CondensationCLI(words)
-    except InputError as error:
-        raise InputError(f"{error}{_suggested_option(words, str(error))}") from error
+    command, *options = words
+    if command == "export":
+        return _export(options)
+    if command == "sets":
+        return _sets(options)
+    if command == "reproduce":
+        from dc_lightning.experiments import reproduce  # needs a system with POSIX signals and locks
+
+        return reproduce.main(options, check_words)
+    if command == "report":
+        from dc_lightning.experiments import report
+
+        return report.main(options)
+    command = command.replace("-", "_") if command in COMMANDS else command
+    CondensationCLI([command, *("--help" if word == "--help-all" else word for word in options)])
     return 0
 
 
 def _suggested_option(words: Sequence[str], message: str) -> str:
     """The option that is near one of the words which is none, if a message is about it."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
-    known += ["keep_freed_memory", "compile", "threads", "weights_only", "output", "proxies"]
-    known += ["factor", "labels", "whitening"]
+    known += ["keep_freed_memory", "compile", "threads", "weights_only", "output", "proxies", "factor", "labels"]
+    known += ["whitening"]
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [part for part in vars(data).values() if inspect.isclass(part)],
@@ -569,10 +509,7 @@ def _end(message: str, exception: BaseException, code: int) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        args: the words of the command; those of the process if None.
+    """Runs the words of a command, those of the process if None.
 
     Returns:
         The exit code: 0, 2 for bad input, 128 and the signal's number where one ended the run.
@@ -582,19 +519,21 @@ def main(args: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a letter that a terminal lacks must not end a run
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for networks, distances and datasets of one's own, named by import path
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that is resumed
-    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*Timer.*")  # likewise, longer
+    of_a_resume = "exists and is not empty", "callbacks used to create the checkpoint.*Timer"
+    for message in ("LeafSpec", "does not have many workers", *of_a_resume):
+        warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         return _run(sys.argv[1:] if args is None else list(args))
     except (InputError, MisconfigurationException) as error:
         return _end(f"error: {error}", error, 2)
     except ValueError as error:
-        if (own := _own_error_in(error, InputError)) is None:
+        said: BaseException | None = error  # by a part of ours, or of a library that is missing; a parser wraps it
+        while said is not None and not isinstance(said, InputError | ModuleNotFoundError):
+            said = said.__cause__ or said.__context__
+        if said is None:
             raise
-        return _end(f"error: {own}", error, 2)
+        return _end(f"error: {' '.join(str(said).splitlines())}", error, 2)
     except OSError as error:
         if error.errno not in _DISK:
             raise

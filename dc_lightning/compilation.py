@@ -27,15 +27,10 @@ def compile_networks(enabled: bool = True) -> None:
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that calls the network, compiled if compilation is on; the parameters are the network's own.
+    """A function that calls the network, ``(n, C, H, W)`` to ``(n, num_classes)``, compiled if compilation is on.
 
     Where that fails (no compiler, or an operation that is not supported), it warns once and switches compilation off.
-
-    Args:
-        network: ``(n, C, H, W)`` to ``(n, num_classes)``.
-
-    Returns:
-        Not a module, so that an attribute of one does not register the network a second time.
+    The parameters are the network's own; it is not a module, so that an attribute of one does not register them again.
     """
     if not _enabled:
         return network.__call__
@@ -51,7 +46,8 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
                 call = whole.__call__
             return call(images)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            if not _enabled or not _is_of_the_compiler(error):
+            of_the_compiler = isinstance(error, torch._dynamo.exc.TorchDynamoException) or "torch.compile" in str(error)
+            if not _enabled or not of_the_compiler:  # what the network itself says
                 raise
             compile_networks(False)
             rank_zero_warn(
@@ -62,8 +58,3 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
             return call(images)
 
     return forward
-
-
-def _is_of_the_compiler(error: BaseException) -> bool:
-    """Whether the error comes from the compiler and not from the network."""
-    return isinstance(error, torch._dynamo.exc.TorchDynamoException) or "torch.compile" in str(error)

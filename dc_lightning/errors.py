@@ -30,9 +30,9 @@ def with_place(error: BaseException) -> str:
     """Type, message and place of an error that other people's code raised: ``KeyError: 'a' (my_parts.py, line 3)``."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
-    place = frames[-1] if frames else None
-    by_us = place is None or Path(place.filename).name in ("pkgutil.py", "parts.py")  # it could not be found
-    return said if place is None or by_us else f"{said} ({place.filename}, line {place.lineno})"
+    if not frames or Path(frames[-1].filename).name in ("pkgutil.py", "parts.py"):  # it could not be found
+        return said
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -53,7 +53,8 @@ def read_tensors(path: Path) -> Any:
     allowed: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     allowed += [np.dtype, type(np.dtype(np.float64))]
     try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -99,12 +100,8 @@ def configuration_file(path: str) -> str:
     path = expanded(path)
     if path.startswith("configs/") and not Path(path).exists():
         return str(shipped(path.removeprefix("configs/")))
-    if Path(path).is_file():
-        _require_utf_8(path)
-    return path
-
-
-def _require_utf_8(path: str) -> None:
+    if not Path(path).is_file():
+        return path
     content = Path(path).read_bytes()
     try:
         content.decode("utf-8")
@@ -116,3 +113,4 @@ def _require_utf_8(path: str) -> None:
         raise InputError(
             f"'{path}' has letters beyond ASCII, which the encoding of this terminal lacks; set PYTHONUTF8=1."
         )
+    return path

@@ -18,9 +18,7 @@ _wanted: Threads | None = None
 def use_threads(threads: Threads) -> None:
     """Decides on the threads of the whole process; `fit_threads` sets them.
 
-    Args:
-        threads: a number, or ``auto``: PyTorch's, but one where images are small; where ``OMP_NUM_THREADS`` is set,
-            that decides.
+    ``auto`` takes PyTorch's, but one where images are small; where ``OMP_NUM_THREADS`` is set, that decides.
     """
     global _of_torch, _wanted
     _of_torch = _of_torch or torch.get_num_threads()
@@ -31,11 +29,8 @@ def use_threads(threads: Threads) -> None:
 def fit_threads(image_shape: Sequence[int]) -> None:
     """Sets the threads, once the images are known, and after Lightning may have set others for several processes.
 
-    On small images more than one helps little, and they wait for each other in every operation where another process
-    uses the cores.
-
-    Args:
-        image_shape: of the images that are condensed, ``(C, H, W)``.
+    On small images, of shape ``(C, H, W)``, more than one helps little, and they wait for each other in every operation
+    where another process uses the cores.
     """
     if isinstance(_wanted, int):
         torch.set_num_threads(_wanted)

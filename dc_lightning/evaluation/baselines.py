@@ -4,9 +4,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
@@ -33,9 +34,13 @@ def _real(data: CondensationDataModule) -> RealImages:
 def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSet:
     """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
     draws = [_real(data).draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
-    labels = torch.cat([torch.full((len(draw),), label) for label, draw in enumerate(draws)])
-    source = {"method": "random", "dataset": data.title, "ipc": ipc, "seed": seed}
-    return SyntheticSet(torch.cat(draws).cpu(), labels, data.mean, data.std, data.class_names, source)
+    return _of_classes(data, draws, {"method": "random", "dataset": data.title, "ipc": ipc, "seed": seed})
+
+
+def _of_classes(data: CondensationDataModule, images: list[Tensor], source: dict[str, Any]) -> SyntheticSet:
+    """A set of images of each class, ``(n, C, H, W)`` each."""
+    labels = torch.cat([torch.full((len(each),), label) for label, each in enumerate(images)])
+    return SyntheticSet(torch.cat(images).cpu(), labels, data.mean, data.std, data.class_names, source)
 
 
 def whole_set(data: CondensationDataModule) -> SyntheticSet:
@@ -84,12 +89,7 @@ class WholeSet:
         return replace(self.recipe, cutmix=0.0).with_epochs(self.epochs - self.recipe.epochs_from_zero)
 
     def network(self, network: Spec, number: int, report: Report | None = None) -> WholeSetNetwork:
-        """Trains a network on the whole training set, or reads the one that was.
-
-        Args:
-            network: see `make_network`.
-            number: of the network within its architecture, which decides its seed.
-            report: see `Report`.
+        """Trains a network on the whole training set, or reads the one that was; its number decides its seed.
 
         Raises:
             InputError: if the file of a network is something else.
@@ -128,12 +128,9 @@ class WholeSet:
         return self.evaluator.spread(networks, count, self.own_recipe, train, "whole set")
 
     def select(self, method: Method, ipc: int, network: Spec) -> SyntheticSet:
-        """Real images chosen by a method; all but random ones by a network of the whole set.
+        """Real images, ``ipc`` of each class, or all where it has fewer.
 
-        Args:
-            method: how to choose.
-            ipc: images per class; all where a class has fewer.
-            network: that gives features and forgetting events.
+        All but random ones are chosen by features or forgetting events of a network of the whole set.
         """
         evaluator, data = self.evaluator, self.evaluator.data
         if method == "random":
@@ -150,7 +147,16 @@ class WholeSet:
         model = make_network(network, data, seed=0)
         model.load_state_dict(trained.state)
         model.to(evaluator.device).eval()
-        rows = [self._rows(method, label, ipc, trained, model) for label in range(data.num_classes)]
+
+        def choose(rows: Tensor) -> Tensor:
+            count = min(ipc, len(rows))
+            if method == "forgetting":
+                return rows[most_forgotten(trained.events[rows], count)]
+            with torch.no_grad():
+                chunks = (_real(data).take(chunk).to(evaluator.device) for chunk in rows.split(256))
+                features = torch.cat([embed(model, images).cpu() for images in chunks])
+            return rows[(herding if method == "herding" else k_center)(features, count)]
+
         source = {
             "method": method,
             "dataset": data.title,
@@ -159,20 +165,4 @@ class WholeSet:
             "seed": evaluator.seed,
             "epochs": self.epochs,
         }
-        images = torch.cat([_real(data).take(chosen).cpu() for chosen in rows])
-        labels = torch.cat([torch.full((len(chosen),), label) for label, chosen in enumerate(rows)])
-        return SyntheticSet(images, labels, data.mean, data.std, data.class_names, source)
-
-    def _rows(self, method: Method, label: int, ipc: int, trained: WholeSetNetwork, model: nn.Module) -> Tensor:
-        rows = _real(self.evaluator.data).rows[label]
-        count = min(ipc, len(rows))
-        if method == "forgetting":
-            return rows[most_forgotten(trained.events[rows], count)]
-        features = self._features(model, rows)
-        return rows[(herding if method == "herding" else k_center)(features, count)]
-
-    def _features(self, model: nn.Module, rows: Tensor) -> Tensor:
-        """Features of training images before the last linear layer, ``(n, d)``, on the CPU."""
-        real, device = _real(self.evaluator.data), self.evaluator.device
-        with torch.no_grad():
-            return torch.cat([embed(model, real.take(chunk).to(device)).cpu() for chunk in rows.split(256)])
+        return _of_classes(data, [_real(data).take(choose(rows)) for rows in _real(data).rows], source)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from statistics import fmean, pstdev
 from typing import Any
@@ -59,24 +59,19 @@ class Score:
         return {**asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 @dataclass(frozen=True)
 class Group:
     """Who shares the work: this process' number, how many there are, and how they sum a tensor."""
 
     rank: int = 0
     size: int = 1
-    reduce: Callable[[Tensor], Tensor] = _itself
+    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @classmethod
     def of(cls, trainer: Trainer) -> "Group":
-        """The processes of a Trainer; every one of them must call this.
+        """The processes of a Trainer, all of which must call this.
 
-        They sum over a group of their own, on the CPU, whose time-out does not end the wait for one that has long
-        networks to train.
+        They sum on the CPU, in a group whose time-out does not end the wait for one that has long networks to train.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls(trainer.global_rank, trainer.world_size)
@@ -107,7 +102,7 @@ class Evaluator:
         seed: every network's own seed is derived from it, from the architecture and from its number.
         group: processes that share the work.
         progress: see `Progress`.
-        known: accuracies found before, by everything that affects them; new ones are added.
+        known: accuracies found before, by `identity`; new ones are added.
     """
 
     data: CondensationDataModule
@@ -115,7 +110,7 @@ class Evaluator:
     seed: int = 0
     group: Group = Group()
     progress: Progress | None = None
-    known: MutableMapping[str, float] | None = None
+    known: MutableMapping[str, float] = field(default_factory=dict)
 
     def score(
         self,
@@ -125,14 +120,7 @@ class Evaluator:
         recipe: Recipe,
         title: str = "evaluation",
     ) -> list[Score]:
-        """Accuracies of fresh networks of each architecture, each trained on one of the sets.
-
-        Args:
-            sets: as many as there are experiments.
-            networks: the architectures.
-            num_networks: of each architecture on each set.
-            recipe: how to train.
-            title: what is evaluated, for the progress.
+        """Accuracies of ``num_networks`` fresh networks of each architecture on each set; a set is an experiment.
 
         Returns:
             One `Score` an architecture, with ``len(sets) * num_networks`` accuracies, set by set.
@@ -146,31 +134,19 @@ class Evaluator:
 
         def train(number: int, job: Job, report: Report) -> float:
             chosen = fitted[number // num_networks]
-            key = self.identity(chosen, job) if self.known is not None else ""
-            if self.known is not None and key in self.known:
-                return self.known[key]
-            found, _ = train_and_test(chosen, job, self.data, self.device, report=report)
-            if self.known is not None:
-                self.known[key] = found
-            return found
+            key = self.identity(chosen, job)
+            if key not in self.known:
+                self.known[key], _ = train_and_test(chosen, job, self.data, self.device, report=report)
+            return self.known[key]
 
         return self.spread(networks, len(sets) * num_networks, recipe, train, title)
 
     def spread(
         self, networks: Sequence[Spec], count: int, recipe: Recipe, train: TrainNumber, title: str
     ) -> list[Score]:
-        """Runs a training for each network of each architecture, spread over the processes.
-
-        Args:
-            networks: the architectures.
-            count: networks of each.
-            recipe: how to train.
-            train: see `TrainNumber`.
-            title: for the progress.
-        """
+        """Runs ``train`` for ``count`` networks of each architecture, spread over the processes; see `score`."""
         jobs = [Job(network, recipe, self.network_seed(network, n)) for network in networks for n in range(count)]
-        on_device = self.device if self.device.type != "mps" else "cpu"
-        accuracies = torch.zeros(len(jobs), dtype=torch.float64, device=on_device)
+        accuracies = torch.zeros(len(jobs), dtype=torch.float64)  # on the CPU, where they are added up
         self.data.move(self.device)
         mine = range(self.group.rank, len(jobs), self.group.size)
         for done, index in enumerate(mine):
@@ -219,13 +195,13 @@ def check_fits(synthetic: SyntheticSet, data: CondensationDataModule) -> None:
     Raises:
         InputError: if classes, channels or image size differ; names what differs.
     """
-    ours = {
-        "classes": synthetic.num_classes,
-        "channels": synthetic.images.shape[1],
-        "image size": tuple(synthetic.images.shape[2:]),
+    channels, *size = synthetic.images.shape[1:]
+    compared = {
+        "classes": (synthetic.num_classes, data.num_classes),
+        "channels": (channels, data.channels),
+        "image size": (tuple(size), tuple(data.image_size)),
     }
-    theirs = {"classes": data.num_classes, "channels": data.channels, "image size": tuple(data.image_size)}
-    differing = [f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    differing = [f"{key} {ours} against {theirs}" for key, (ours, theirs) in compared.items() if ours != theirs]
     if not differing and tuple(synthetic.class_names) != tuple(data.class_names):
         foreign = sorted(set(synthetic.class_names) ^ set(data.class_names)) or "their order"
         differing = [f"names of the classes ({foreign})"]

@@ -6,7 +6,7 @@ or infinite. For sets with hard labels.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from dc_lightning.evaluation.evaluator import Score
 from dc_lightning.evaluation.recipe import PLAIN
@@ -33,10 +33,6 @@ class Fairness:
     lrs: float
     lrs_random: float
     lrs_whole_set: float
-
-    def to_dict(self) -> dict[str, float | str]:
-        """All values, for results.json."""
-        return asdict(self)
 
     def in_words(self) -> str:
         """A line for the terminal."""
@@ -67,10 +63,6 @@ class AugmentationFairness:
     ars_random: float
     ars_whole_set: float | None
 
-    def to_dict(self) -> dict[str, float | str | None]:
-        """All values, for results.json."""
-        return asdict(self)
-
     def in_words(self) -> str:
         """A line for the terminal."""
         gains = f"{100 * self.ior:.1f} points over random with augmentation, {100 * self.ior_plain:.1f} without"
@@ -95,19 +87,19 @@ def augmentation_robust_score(ior: float, ior_plain: float, weight: float = 0.5)
     return _scaled(weight * ior + (1 - weight) * ior_plain)
 
 
-def _mean(scores: Sequence[Score], network: str, recipe: str) -> float | None:
-    return next((score.mean for score in scores if (score.network, score.recipe) == (network, recipe)), None)
+def _means(scores: Sequence[Score]) -> dict[tuple[str, str], float]:
+    """By architecture and recipe."""
+    return {(score.network, score.recipe): score.mean for score in scores}
 
 
 def fairness(own: Sequence[Score], random: Sequence[Score], whole_set: Sequence[Score]) -> list[Fairness]:
     """One for each architecture and recipe that all three were scored by."""
-    found = []
-    for score in own:
-        low, high = (_mean(scores, score.network, score.recipe) for scores in (random, whole_set))
-        if low is None or high is None:
-            continue
-        scores = [label_robust_score(mean - low, high - mean) for mean in (score.mean, low, high)]
-        found.append(Fairness(score.network, score.recipe, high - score.mean, score.mean - low, *scores))
+    found, lows, highs = [], _means(random), _means(whole_set)
+    for key, mean in _means(own).items():
+        if key in lows and key in highs:
+            low, high = lows[key], highs[key]
+            scores = [label_robust_score(each - low, high - each) for each in (mean, low, high)]
+            found.append(Fairness(*key, high - mean, mean - low, *scores))
     return found
 
 
@@ -115,18 +107,13 @@ def augmentation_fairness(
     own: Sequence[Score], random: Sequence[Score], whole_set: Sequence[Score] = ()
 ) -> list[AugmentationFairness]:
     """One for each architecture and recipe that set and random images were scored by, with augmentation and without."""
-
-    def both(scores: Sequence[Score], score: Score) -> tuple[float, float] | None:
-        augmented, plain = (_mean(scores, score.network, recipe) for recipe in (score.recipe, score.recipe + PLAIN))
-        return None if augmented is None or plain is None else (augmented, plain)
-
-    found = []
+    found, means = [], [_means(scores) for scores in (own, random, whole_set)]
     for score in own:
-        here, low, high = (both(scores, score) for scores in (own, random, whole_set))
-        if here is None or low is None or not score.augmentation:
-            continue
-        gains = here[0] - low[0], here[1] - low[1]
-        bound = None if high is None else augmentation_robust_score(high[0] - low[0], high[1] - low[1])
-        ars, lowest = augmentation_robust_score(*gains), augmentation_robust_score(0, 0)
-        found.append(AugmentationFairness(score.network, score.recipe, *gains, ars, lowest, bound))
+        keys = [(score.network, recipe) for recipe in (score.recipe, score.recipe + PLAIN)]
+        here, low, high = ([each[key] for key in keys if key in each] for each in means)
+        if score.augmentation and len(here) == len(low) == 2:
+            gains = here[0] - low[0], here[1] - low[1]
+            bound = augmentation_robust_score(high[0] - low[0], high[1] - low[1]) if len(high) == 2 else None
+            ars, lowest = augmentation_robust_score(*gains), augmentation_robust_score(0, 0)
+            found.append(AugmentationFairness(*keys[0], *gains, ars, lowest, bound))
     return found

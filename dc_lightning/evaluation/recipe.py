@@ -23,10 +23,6 @@ LOSSES: dict[str, Any] = {"cross_entropy": cross_entropy}
 """Losses of logits and labels, ``(n, classes)`` and ``(n,)`` or ``(n, classes)``, by name."""
 
 
-def _default_augmentation_by_network() -> dict[str, list[Spec]]:
-    return {"ConvNetBN": ["crop", "noise"]}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained on a synthetic set; the defaults are DC's (paper, appendix A).
@@ -69,20 +65,13 @@ class Recipe:
     lr_factor: float = 0.1
     fresh_momentum: bool = True
     augmentation: list[Spec] | Spec | None = None
-    augmentation_by_network: dict[str, list[Spec]] = field(default_factory=_default_augmentation_by_network)
+    augmentation_by_network: dict[str, list[Spec]] = field(default_factory=lambda: {"ConvNetBN": ["crop", "noise"]})
     cutmix: float = 0.0
     loss: Spec = "cross_entropy"
 
     def __post_init__(self) -> None:
-        require_at_least(
-            "evaluation.recipe.",
-            epochs=(self.epochs, 0),
-            epochs_augmented=(self.epochs_augmented, 0),
-            batch_size=(self.batch_size, 1),
-            lr=(self.lr, 0),
-            momentum=(self.momentum, 0),
-            weight_decay=(self.weight_decay, 0),
-        )
+        least = {"epochs": 0, "epochs_augmented": 0, "batch_size": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
+        require_at_least("evaluation.recipe.", **{name: (getattr(self, name), each) for name, each in least.items()})
         if not all(0 <= share <= 1 for share in self.milestones):
             raise InputError(f"evaluation.recipe.milestones are shares of the epochs, 0 to 1, got {self.milestones}.")
         for augmentation in (self.augmentation, *self.augmentation_by_network.values()):

@@ -123,17 +123,7 @@ class Distillation:
 
 
 class ClassifierModule(LightningModule):
-    """One network in training by a recipe, and in testing.
-
-    Args:
-        network: the network.
-        num_classes: number of classes.
-        recipe: see `Recipe`.
-        drop_steps: steps before which the learning rate drops.
-        distillation: what is added to the loss; None for nothing.
-        observe: see `Observe`.
-        report: see `Report`.
-    """
+    """One network in training by a recipe, whose learning rate drops before ``drop_steps``, and in testing."""
 
     def __init__(
         self,
@@ -160,12 +150,8 @@ class ClassifierModule(LightningModule):
             self.network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
 
-    def on_train_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Compiles the network if that is switched on."""
-        self._forward = compiled(self.network)
-
-    def on_test_start(self) -> None:
-        """Likewise."""
         self._forward = compiled(self.network)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -223,34 +209,13 @@ class Job:
     recipe: Recipe
     seed: int
 
-    def start(self, data: CondensationDataModule) -> nn.Module:
-        """The network before its training."""
-        return make_network(self.network, data, self.seed)
-
-    def further_loss(self) -> Distillation | None:
-        """What is added to the loss of the labels; None for nothing."""
-        return None
-
 
 @dataclass(frozen=True)
 class ContinuedJob(Job):
-    """One network to train further.
-
-    Args:
-        before: the network so far.
-        distillation: what is added to the loss; None for nothing.
-    """
+    """One network to train further: a copy of ``before``, with ``distillation`` added to the loss."""
 
     before: nn.Module
     distillation: Distillation | None = None
-
-    def start(self, data: CondensationDataModule) -> nn.Module:
-        """A copy of the network so far."""
-        return copy.deepcopy(self.before)
-
-    def further_loss(self) -> Distillation | None:
-        """The distillation."""
-        return self.distillation
 
 
 def train(
@@ -262,20 +227,17 @@ def train(
     report: Report | None = None,
 ) -> ClassifierModule:
     """Trains one network on a set; see `train_and_test`."""
+    if isinstance(job, ContinuedJob):
+        network, distillation = copy.deepcopy(job.before), job.distillation
+    else:
+        network, distillation = make_network(job.network, data, job.seed), None
     recipe, epochs = job.recipe, job.recipe.epochs_for(job.network, data)
     images, labels = (tensor.to(device) for tensor in synthetic.decoded())
     augmentation = recipe.make_augmentation(job.network, data)
     mix = CutMix(recipe.cutmix, data.num_classes) if recipe.cutmix else None
     batches = Batches(images, labels, recipe.batch_size, recipe.epochs_run(epochs), job.seed, augmentation, mix)
-    module = ClassifierModule(
-        job.start(data),
-        data.num_classes,
-        recipe,
-        [epoch * batches.steps_per_epoch for epoch in recipe.drops(epochs)],
-        job.further_loss(),
-        observe,
-        report,
-    )
+    drop_steps = [epoch * batches.steps_per_epoch for epoch in recipe.drops(epochs)]
+    module = ClassifierModule(network, data.num_classes, recipe, drop_steps, distillation, observe, report)
     with _quiet(), seeded(derive_seed(job.seed, "training"), device):  # dropout draws
         _trainer(device).fit(module, train_dataloaders=batches)
     batches.release()
@@ -312,18 +274,6 @@ def train_and_test(
     observe: Observe | None = None,
     report: Report | None = None,
 ) -> tuple[float, nn.Module]:
-    """Trains one network on a set and tests it on the test set.
-
-    Args:
-        synthetic: the training images.
-        job: the network and how it is trained.
-        data: gives the test set.
-        device: where to train.
-        observe: see `Observe`.
-        report: see `Report`.
-
-    Returns:
-        Accuracy on the test set in [0, 1], and the network.
-    """
+    """Trains one network on a set: its accuracy on the test set of the data, in [0, 1], and the network."""
     module = train(synthetic, job, data, device, observe, report)
     return test(module, data.test_dataloader(), device), module.network

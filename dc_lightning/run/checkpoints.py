@@ -16,6 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
 from dc_lightning.errors import InputError
@@ -25,9 +26,8 @@ from dc_lightning.methods.resume import require_finite
 from dc_lightning.run.folder import remove_failed_start, run_folder
 from dc_lightning.run.progress import say
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-]  # SIGUSR1 is POSIX
+# SIGUSR1 is POSIX
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupted(BaseException):
@@ -93,7 +93,6 @@ class Checkpoints(ModelCheckpoint):
         self._saved_at = 0.0
         self._signum: int | None = None
         self._in_steps = False  # between the first matching step and the last, evaluations left out
-        self._is_first_process = True
         self._old_handlers: dict[int, Any] = {}
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -103,21 +102,31 @@ class Checkpoints(ModelCheckpoint):
         """Takes nothing over: the paths of a run that was moved are wrong, and nothing is ranked."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets the strategy write whole files, and removes what a killed run left half-written."""
+        """Lets the strategy write whole files, and removes what a killed run left half-written.
+
+        Raises:
+            InputError: on every process, if they do not resume from the same file.
+        """
         self.dirpath = str(run_folder(trainer) / "checkpoints")
         super().setup(trainer, pl_module, stage)
-        self._is_first_process = trainer.is_global_zero
-        _require_one_checkpoint(self.resume_from, trainer.world_size)
+        if distributed.is_available() and distributed.is_initialized():
+            found: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(found, self.resume_from)  # each has looked for the newest by itself
+            if len(set(found)) > 1:
+                raise InputError(
+                    "All processes must resume from one checkpoint, in a folder that all machines share; found "
+                    f"{found}. Give its path as ckpt_path."
+                )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _WholeFiles()
-        if trainer.is_global_zero and self.dirpath:
+        if trainer.is_global_zero:
             for partial in Path(self.dirpath).glob(".*.ckpt.*"):
                 partial.unlink(missing_ok=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and SIGTERM, and saves the state that a new run starts with."""
         self._saved_at, self._signum, self._in_steps = time.monotonic(), None, False
-        self._take_signals()
+        self.take_signals()
         if trainer.ckpt_path is None:
             self._save(trainer)
 
@@ -127,32 +136,25 @@ class Checkpoints(ModelCheckpoint):
         Its handler of SIGTERM waits for the other processes. Under SLURM that of SIGUSR1 saves in the middle of a
         matching step, into a file that a resume would take for the end of one.
         """
-        self._take_signals()
+        self.take_signals()
         self._in_steps = True
 
-    def _take_signals(self) -> None:
+    def take_signals(self) -> None:
+        """Takes over Ctrl-C and SIGTERM, also where there is only an evaluation: it continues where it was."""
         if threading.current_thread() is threading.main_thread():
             for signum in _SIGNALS:
                 old = signal.signal(signum, self._on_signal)
                 self._old_handlers.setdefault(signum, old)
 
-    def _give_signals_back(self) -> None:
+    def give_signals_back(self) -> None:
+        """Undoes `take_signals`."""
         while self._old_handlers:
             signum, handler = self._old_handlers.popitem()
             signal.signal(signum, handler)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""
-        self._give_signals_back()
-
-    @contextmanager
-    def without_a_run(self) -> Iterator[None]:
-        """Takes over Ctrl-C and SIGTERM where there is only an evaluation: it continues where it was."""
-        self._take_signals()
-        try:
-            yield
-        finally:
-            self._give_signals_back()
+        self.give_signals_back()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -166,7 +168,7 @@ class Checkpoints(ModelCheckpoint):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is None and self._in_steps:
             self._signum = signum
-            if self._is_first_process:  # by the system's write: a print may be under way
+            if not getattr(rank_zero_only, "rank", 0):  # by the system's write: a print may be under way
                 os.write(2, b"\nStopping after this matching step; once more to stop at once.\n")
         else:
             saved = not self._in_steps
@@ -199,7 +201,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule | None, exception: BaseException) -> None:
         """Notes on the exception how to resume, and ends the other processes."""
-        self._give_signals_back()
+        self.give_signals_back()
         last = next((path for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()), None)
         if last is not None and isinstance(pl_module, Condenser):
             exception.resume_command = self._resume_command(last)  # type: ignore[attr-defined]
@@ -233,20 +235,3 @@ class Checkpoints(ModelCheckpoint):
             return
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self._saved_at, self.save_next = time.monotonic(), False
-
-
-def _require_one_checkpoint(path: str | None, world_size: int) -> None:
-    """Makes sure that all processes resume from the same file: each has looked for the newest by itself.
-
-    Raises:
-        InputError: on every process, if they do not.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    found: list[Any] = [None] * world_size
-    distributed.all_gather_object(found, path)
-    if len(set(found)) > 1:
-        raise InputError(
-            "All processes must resume from one checkpoint, in a folder that all machines share; found "
-            f"{found}. Give its path as ckpt_path."
-        )

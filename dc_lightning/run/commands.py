@@ -12,7 +12,7 @@ from dc_lightning.errors import InputError
 from dc_lightning.evaluation.selection import Method
 from dc_lightning.files import write_whole
 from dc_lightning.methods.base import Condenser
-from dc_lightning.parts import Spec
+from dc_lightning.parts import Spec, as_spec
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
 from dc_lightning.run.folder import run_folder
@@ -66,10 +66,8 @@ class CondensationTrainer(Trainer):
                 rate = sets[0].source["learned_lr"]
                 say(f"made with a learned rate of {rate:.4g}; evaluation.recipe.lr is {callback.recipes[0].lr:.4g}")
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
-            class_path = f"{type(model).__module__}.{type(model).__qualname__}"
-            model_used = {"class_path": class_path, "init_args": {"network": condensed_with}}  # and nothing else of it
-            used = {"model": model_used}
-            callback.note_configuration({**callback.configuration, **used})
+            used = {"model": {"class_path": as_spec(type(model)), "init_args": {"network": condensed_with}}}
+            callback.configuration = {**callback.configuration, **used}  # nothing else of the model
             if self.is_global_zero and (path := callback.folder / "config.yaml").is_file():
                 saved = {**yaml.safe_load(path.read_text(encoding="utf-8")), **used}
                 write_whole(path, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True).encode())
@@ -155,8 +153,9 @@ def in_processes(
         for part in callbacks:
             if isinstance(part, EvaluationCallback | SaveConfigCallback | RunProgress):
                 part.setup(trainer, module, "evaluate")
-        with checkpoints.without_a_run():
-            work(callback, callback.tested_on(data))
+        checkpoints.take_signals()
+        work(callback, callback.tested_on(data))
+        checkpoints.give_signals_back()
         trainer.strategy.barrier("end")
 
     launcher = trainer.strategy.launcher

@@ -70,6 +70,10 @@ class EvaluationCallback(Callback):
             iteration that was best there (mean over the test networks, by the first recipe) as the run's.
         seed: of every draw of the evaluation.
 
+    Attributes:
+        configuration: of the whole run, for results.json.
+        results: what was written there.
+
     Raises:
         InputError: if a number is out of range, or a name unknown.
     """
@@ -90,22 +94,16 @@ class EvaluationCallback(Callback):
         choose_iteration: bool = False,
         seed: int = 0,
     ) -> None:
-        require_at_least(
-            "evaluation.",
-            num_networks=(num_networks, 1),
-            every_n=(every_n, 0),
-            whole_set_epochs=(whole_set_epochs, 1),
-            whole_set_networks=(whole_set_networks, 1),
-        )
+        of_whole_set = {"whole_set_epochs": (whole_set_epochs, 1), "whole_set_networks": (whole_set_networks, 1)}
+        require_at_least("evaluation.", num_networks=(num_networks, 1), every_n=(every_n, 0), **of_whole_set)
         if choose_iteration and not every_n:
             raise InputError("evaluation.choose_iteration compares evaluations of a run; give evaluation.every_n.")
         known = get_args(Baseline)
-        for name in baselines:
-            if name not in known:
-                raise InputError(
-                    f"Unknown baseline '{name}' in evaluation.baselines: expected any of {', '.join(known)}."
-                    + suggestion(name, known)
-                )
+        if unknown := [name for name in baselines if name not in known]:
+            raise InputError(
+                f"Unknown baseline '{unknown[0]}' in evaluation.baselines: expected any of {', '.join(known)}."
+                + suggestion(unknown[0], known)
+            )
         self.networks = networks
         self.num_networks = num_networks
         self.every_n = every_n
@@ -127,30 +125,25 @@ class EvaluationCallback(Callback):
         self._group = Group()
         self._history: list[dict[str, Any]] = []
         self._best: dict[str, Any] = {}  # of the iteration that is chosen so far: accuracy, iteration, images
-        self._started, self._before = 0.0, {"all": 0.0, "evaluation": 0.0}
-        self._evaluation_seconds = 0.0
+        self._started, self._spent = 0.0, {"all": 0.0, "evaluation": 0.0}  # seconds, those before a resume included
         self._iteration_started, self._iterations = 0.0, list[float]()
 
     # Lightning's hooks: when
 
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated so far, and the time spent."""
-        best = {"best": self._best} if self._best else {}
-        return {"history": self._history, "seconds": self._seconds(), **best}
+        return {"history": self._history, "seconds": self._seconds(), "best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes from a checkpoint."""
-        self._history, self._before = state_dict["history"], state_dict["seconds"]
+        self._history, self._spent = state_dict["history"], dict(state_dict["seconds"])
         self._best = state_dict.get("best", {})
 
     def _seconds(self) -> dict[str, float]:
         here = time.monotonic() - self._started if self._started else 0.0
-        return {
-            "all": self._before["all"] + here,
-            "evaluation": self._before["evaluation"] + self._evaluation_seconds,
-        }
+        return {**self._spent, "all": self._spent["all"] + here}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule | None, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agrees with the other processes on the folder of the results; makes the images for the callbacks after it.
 
         Raises:
@@ -159,7 +152,7 @@ class EvaluationCallback(Callback):
         self.folder = run_folder(trainer)
         if stage == "evaluate":
             self._require_free(trainer)
-        if stage == "fit" and pl_module is not None:
+        if stage == "fit":
             _condenser(pl_module).setup(stage)
         if getattr(trainer, "fast_dev_run", False):
             self.num_networks, self.baselines, self.recipes = 1, [], [self.recipes[0].with_epochs(1)]
@@ -177,7 +170,13 @@ class EvaluationCallback(Callback):
         self._require_free(trainer)
         if (trainer.max_steps or -1) > 0 and not getattr(trainer, "fast_dev_run", False):
             raise InputError("trainer.max_steps could end within an outer iteration; give trainer.max_epochs instead.")
-        self._check_choice(module)
+        split = self._followed_on(module.data).split
+        other = any(entry.get("split", "test") != split for entry in self._history)
+        if other or (self.choose_iteration and self._history and self._best.get("judge") != self._judge(module)):
+            raise InputError(
+                "The checkpoint was evaluated in another way, so that its curve and choice would mix: resume with the "
+                "evaluation (split, choose_iteration, networks, num_networks, recipe) that the run began with."
+            )
         self.check(trainer, self.tested_on(module.data), module.network_spec)
         self._started = time.monotonic()
         for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
@@ -222,23 +221,19 @@ class EvaluationCallback(Callback):
             scores = self._score(trainer, data, [synthetic], networks, "images of the chosen iteration")
         columns = [Column.of(synthetic, scores), *self._baselines(trainer, data, networks, [synthetic])]
         self.configuration = self.configuration or {"model": dict(module.hparams)}
-        found = {"kind": "condensation", "dataset": data.title, "ipc": module.ipc, **_about(data)}
-        found["checksum"] = synthetic.checksum
-        self._publish(trainer, columns, {**found, "source": synthetic.source, "history": self._history})
+        found = {"kind": "condensation", **_about(data, module.ipc), "checksum": synthetic.checksum}
+        found |= {"source": synthetic.source, "history": self._history}
+        self._publish(trainer, columns, found, f"condensed with {part_name(module.network_spec)}")
         if not trainer.is_global_zero:
             return
-        final = self._final(columns)
+        final, settings = self._final(columns), self._settings(module)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._settings(module), final, step=trainer.current_epoch)
-            else:
-                settings = self._settings(module)  # MLflow refuses what Lightning has logged with another value
+                logger.log_hyperparams(settings, final, step=trainer.current_epoch)
+            else:  # MLflow refuses what Lightning has logged with another value
                 logger.log_hyperparams({name: settings[name] for name in settings if name not in module.hparams})
                 logger.log_metrics(final, step=trainer.current_epoch)
                 logger.save()
-        condensed_with = part_name(module.network_spec)
-        print_table(columns, f"{found['dataset']}, {module.ipc} per class, condensed with {condensed_with}")
-        _say_fairness(columns)
         if not self._writes(trainer):
             say("fast_dev_run: one matching step and one short training; nothing was written.")
             return
@@ -258,14 +253,7 @@ class EvaluationCallback(Callback):
         sets: Sequence[SyntheticSet] = (),
         methods: Sequence[str] = (),
     ) -> None:
-        """Checks the settings of an evaluation before it starts.
-
-        Args:
-            trainer: whose first process writes.
-            data: to be tested on.
-            condensed_with: see `pool`.
-            sets: to be evaluated.
-            methods: to be used to select, besides the baselines.
+        """Checks the settings of an evaluation before it starts; ``methods`` select real images besides the baselines.
 
         Raises:
             InputError: if there is anything.
@@ -309,25 +297,19 @@ class EvaluationCallback(Callback):
     def evaluate_saved(
         self, trainer: Trainer, data: CondensationDataModule, sets: list[SyntheticSet], condensed_with: Spec, path: str
     ) -> None:
-        """Evaluates sets that were saved or selected, several as the experiments of one table cell; and the baselines.
+        """Evaluates sets of one method, several as the experiments of one table cell, and the baselines.
 
-        Args:
-            trainer: whose processes share the work.
-            data: to be tested on.
-            sets: from one method.
-            condensed_with: see `pool`.
-            path: where the sets are, for the title.
+        The title of the table names the path that the sets are at.
         """
         self._started = self._started or time.monotonic()
         networks = pool(self.networks, condensed_with)
         scores = self._score(trainer, data, sets, networks, "evaluation")
         columns = [Column.of(sets[0], scores), *self._baselines(trainer, data, networks, sets)]
-        found = {"kind": "evaluation", "dataset": data.title, "ipc": sets[0].ipc, **_about(data)}
+        found = {"kind": "evaluation", **_about(data, sets[0].ipc)}
         found["checksums"] = [synthetic.checksum for synthetic in sets]
-        self._publish(trainer, columns, {**found, "sources": [synthetic.source for synthetic in sets]})
+        found["sources"] = [synthetic.source for synthetic in sets]
+        self._publish(trainer, columns, found, path)
         if trainer.is_global_zero:
-            print_table(columns, f"{data.title}, {sets[0].ipc} per class, {path}")
-            _say_fairness(columns)
             say(f"results        {self.folder / 'results.json'}")
 
     def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
@@ -347,16 +329,6 @@ class EvaluationCallback(Callback):
         networks = [part_name(each) for each in pool(self.networks, module.network_spec)]
         return json.dumps([networks, self.num_networks, asdict(self.recipes[0]), self.seed, module.data.validation])
 
-    def _check_choice(self, module: Condenser) -> None:
-        """Makes sure that iterations can be chosen, and that a resumed run is evaluated as before."""
-        split = self._followed_on(module.data).split
-        other = any(entry.get("split", "test") != split for entry in self._history)
-        if other or (self.choose_iteration and self._history and self._best.get("judge") != self._judge(module)):
-            raise InputError(
-                "The checkpoint was evaluated in another way, so that its curve and choice would mix: resume with the "
-                "evaluation (split, choose_iteration, networks, num_networks, recipe) that the run began with."
-            )
-
     def _followed_on(self, data: CondensationDataModule) -> CondensationDataModule:
         """Likewise, for the evaluations of a run."""
         return data.held_out() if self.choose_iteration else self.tested_on(data)
@@ -371,7 +343,7 @@ class EvaluationCallback(Callback):
             seed=self.seed,
             group=self._group,
             progress=bar.evaluation if isinstance(bar, RunProgress) else None,
-            known=Evaluated(self.folder / ".evaluated", self._group.rank) if keeps else None,
+            known=Evaluated(self.folder / ".evaluated", self._group.rank) if keeps else {},
         )
 
     def _whole_set(self, trainer: Trainer, data: CondensationDataModule, recipe: Recipe) -> WholeSet:
@@ -385,7 +357,7 @@ class EvaluationCallback(Callback):
             for callback in _checkpoints(trainer):
                 stack.enter_context(callback.evaluating())
             yield
-        self._evaluation_seconds += time.monotonic() - started
+        self._spent["evaluation"] += time.monotonic() - started
 
     def _score(
         self,
@@ -407,8 +379,7 @@ class EvaluationCallback(Callback):
             synthetic.save_grid(self.folder / "images" / f"iteration_{iteration:06d}.png")
         networks, data = pool(self.networks, module.network_spec), self._followed_on(module.data)
         scores = self._score(trainer, data, [synthetic], networks, f"evaluation after {iteration} iterations")
-        entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores]}
-        entry["split"] = data.split
+        entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores], "split": data.split}
         if self.choose_iteration:
             accuracy = fmean(score.mean for score in scores if score.recipe == self.recipes[0].name)
             if accuracy > self._best.get("accuracy", -1.0):
@@ -488,10 +459,6 @@ class EvaluationCallback(Callback):
 
     # Files
 
-    def note_configuration(self, configuration: dict[str, Any]) -> None:
-        """Keeps the whole configuration of the run for results.json."""
-        self.configuration = configuration
-
     def _settings(self, module: Condenser) -> dict[str, Any]:
         """What was configured, for TensorBoard's HPARAMS, in whose columns what is compared most comes first."""
         first = {
@@ -516,12 +483,17 @@ class EvaluationCallback(Callback):
                 found[f"final/{column.name}/{self._tag(score.network, score.recipe)}"] = score.mean
         return found
 
-    def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any]) -> None:
+    def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any], what: str) -> None:
+        """Writes results.json, and prints the table under the name of what was evaluated."""
         seconds, iterations = self._seconds(), self._iterations[1:] or self._iterations or [0.0]
+        scores = {column.name: column.scores for column in columns[1:]}
+        bounds = columns[0].scores, scores.get("random", []), scores.get("whole set", [])
+        gains: dict[str, list[Any]] = {"fairness": fairness(*bounds)}
+        gains["augmentation_fairness"] = augmentation_fairness(*bounds)
         self.results = {
             **content,
             "columns": [column.to_dict() for column in columns],
-            **{key: [each.to_dict() for each in found] for key, found in _fairness(columns).items() if found},
+            **{key: [asdict(each) for each in found] for key, found in gains.items() if found},
             "seed": self.seed,
             "configuration": self.configuration,
             "finished": now(),
@@ -538,23 +510,16 @@ class EvaluationCallback(Callback):
             Evaluated(self.folder / ".evaluated", self._group.rank).remove()
         if isinstance(trainer.progress_bar_callback, RunProgress):
             trainer.progress_bar_callback.close()
+        if trainer.is_global_zero:
+            print_table(columns, f"{content['dataset']}, {content['ipc']} per class, {what}")
+            for each in (*gains["fairness"], *gains["augmentation_fairness"]):
+                say(each.in_words())
 
 
-def _fairness(columns: Sequence[Column]) -> dict[str, list[Any]]:
-    """Of the first column, by the random images and the whole set beside it."""
-    scores = {column.name: column.scores for column in columns[1:]}
-    bounds = columns[0].scores, scores.get("random", []), scores.get("whole set", [])
-    return {"fairness": fairness(*bounds), "augmentation_fairness": augmentation_fairness(*bounds)}
-
-
-def _say_fairness(columns: Sequence[Column]) -> None:
-    for found in _fairness(columns).values():
-        for each in found:
-            say(each.in_words())
-
-
-def _about(data: CondensationDataModule) -> dict[str, Any]:
+def _about(data: CondensationDataModule, ipc: int) -> dict[str, Any]:
     return {
+        "dataset": data.title,
+        "ipc": ipc,
         "test_images": len(data.test_labels),
         "image_shape": [data.channels, *data.image_size],
         **({"validation": data.validation} if data.validation else {}),

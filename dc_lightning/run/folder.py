@@ -25,12 +25,11 @@ def is_resumed(trainer: Trainer) -> bool:
 
 def taken(folder: Path) -> str:
     """What is said to a new run if its folder holds the results of another one; nothing if it does not."""
-    if not (folder / "results.json").is_file():
-        return ""
-    return (
+    said = (
         f"'{folder}' holds the results of another run, which would be lost; give another folder or "
         "--trainer.logger.version, or resume it by --ckpt_path."
     )
+    return said if (folder / "results.json").is_file() else ""
 
 
 def require_free_logger(trainer: Trainer) -> None:
@@ -57,26 +56,20 @@ def run_folder(trainer: Trainer) -> Path:
 
 def remove_failed_start(trainer: Trainer) -> None:
     """Removes the folder of a run that ended before it did anything: nothing but its configuration is there."""
-    folder = Path(getattr(trainer, _NOTED, ""))
-    files = [path for path in folder.rglob("*") if path.is_file()] if hasattr(trainer, _NOTED) else []
+    if not hasattr(trainer, _NOTED):
+        return
+    folder = Path(getattr(trainer, _NOTED))
+    files = [path for path in folder.rglob("*") if path.is_file()]
     started = ("config.yaml", "hparams.yaml", "events.out.tfevents.")
     if files and all(path.name.startswith(started) for path in files):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_folder(trainer: Trainer) -> Path:
-    if not trainer.loggers:
-        return _next(Path(trainer.default_root_dir))
-    logger: Any = trainer.loggers[0]
+    logger: Any = trainer.loggers[0] if trainer.loggers else TensorBoardLogger(trainer.default_root_dir)
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         return Path(logger.log_dir)
     if logger.version is None:
         _ = logger.experiment  # which some number when it starts
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
-
-
-def _next(root: Path) -> Path:
-    runs = root / "lightning_logs"
-    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-    return runs / f"version_{max((int(number) for number in numbers if number.isdigit()), default=-1) + 1}"

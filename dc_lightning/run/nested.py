@@ -37,12 +37,6 @@ class _SameProcesses(LightningEnvironment):
     def node_rank(self) -> int:
         return self._trainer.node_rank
 
-    def set_world_size(self, size: int) -> None:
-        """It is set."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """It is set."""
-
     def teardown(self) -> None:
         """The processes go on."""
 
@@ -53,26 +47,18 @@ def agreed(trainer: Trainer, here: bool) -> bool:
 
 
 def fit_within(trainer: Trainer, model: Condenser, data: CondensationDataModule, folder: Path) -> None:
-    """Fits a model by the settings of a Trainer, in its processes, from the last checkpoint if there is one.
-
-    Args:
-        trainer: is between two parts of its own work.
-        model: to be fitted.
-        data: after its setup.
-        folder: of the checkpoints and curves.
-    """
+    """Fits a model by the settings of a Trainer, in its processes, from the last checkpoint in the folder if any."""
     bar, device = trainer.progress_bar_callback, trainer.strategy.root_device.type
     outer = next(each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
     callbacks: list[Any] = [Checkpoints(trainer.max_epochs or 1, outer.last_every_seconds)]
     if isinstance(bar, RunProgress):
         bar.close()
         callbacks.append(RunProgress(bar.lines))
-    together = DDPStrategy(cluster_environment=_SameProcesses(trainer))
     nested = Trainer(
         accelerator=device,
         devices=trainer.device_ids if device == "cuda" else trainer.num_devices,
         num_nodes=trainer.num_nodes,
-        strategy=together if trainer.world_size > 1 else "auto",
+        strategy=DDPStrategy(cluster_environment=_SameProcesses(trainer)) if trainer.world_size > 1 else "auto",
         precision=trainer.precision,
         max_epochs=trainer.max_epochs,
         callbacks=callbacks,

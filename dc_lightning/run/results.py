@@ -61,10 +61,6 @@ class Column:
         }
 
 
-def _row(score: Score, several_recipes: bool) -> str:
-    return f"{score.network}, recipe {score.recipe}" if several_recipes else score.network
-
-
 def percent(score: Score) -> str:
     """Mean, population standard deviation and n, in percent: ``70.5 ± 0.6 (n=20)``."""
     return f"{100 * score.mean:.1f} ± {100 * score.std:.1f} (n={len(score.accuracies)})"
@@ -85,10 +81,10 @@ def print_table(columns: Sequence[Column], title: str, console: Console | None =
             images += f" in {column.stored_images}"
         table.add_column(Text(f"{column.name}\n{images}"), justify="right", overflow="fold")
     several = len({score.recipe for column in columns for score in column.scores}) > 1
-    found = [{_row(score, several): score for score in column.scores} for column in columns]
-    for name in dict.fromkeys(name for scores in found for name in scores):
-        cells = (percent(scores[name]).replace("±", sign) if name in scores else "" for scores in found)
-        table.add_row(Text(name), *cells)
+    found = [{(score.network, score.recipe): score for score in column.scores} for column in columns]
+    for row in dict.fromkeys(row for scores in found for row in scores):
+        cells = (percent(scores[row]).replace("±", sign) if row in scores else "" for scores in found)
+        table.add_row(Text(", recipe ".join(row) if several else row[0]), *cells)
     if not console.is_terminal:
         needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
         console = Console(file=console.file, width=max(console.width, needed))
@@ -128,12 +124,7 @@ def now() -> str:
 
 
 class Evaluated(UserDict[str, float]):
-    """Accuracies found so far, kept in a folder, so that a stopped evaluation resumes where it stopped.
-
-    Args:
-        folder: with one file a process.
-        rank: of this process.
-    """
+    """Accuracies found so far, in a folder with one file a process: a stopped evaluation resumes where it stopped."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         super().__init__()
