@@ -1,6 +1,7 @@
 """No work lost: whatever kills a run, resuming it ends with the same bits as never having been killed."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -99,6 +100,7 @@ def test_a_compiled_run_is_resumed_with_the_same_bits(tmp_path):
     assert_same(outcome(folders[1]), outcome(folders[0]))
 
 
+@pytest.mark.slow
 def test_curves_are_read_in_order_whatever_their_files_are_called(whole, tmp_path):
     """By TensorBoard in the order of their names: the second, the host, and the process number as text."""
     assert run(ARGS, tmp_path, "after a checkpoint write", 20) == -signal.SIGKILL
@@ -228,8 +230,10 @@ class Forgetful(torch.nn.Sequential):
 BATCH_NORM = '{"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "normalization": "batch"}}'
 
 
-@pytest.mark.parametrize("network", ["test_resume.Forgetful", BATCH_NORM], ids=["dropout", "BatchNorm"])
-@pytest.mark.parametrize("count", some_slow([5, 9, 16], [9]))
+@pytest.mark.parametrize(
+    ("network", "count"),
+    some_slow(list(itertools.product(["test_resume.Forgetful", BATCH_NORM], [5, 9, 16])), [(BATCH_NORM, 9)]),
+)
 def test_networks_with_a_state_or_draws_of_their_own(network, count, tmp_path):
     """Killed between two steps of one outer iteration."""
     args = [*ARGS, "--model.network", network, "--evaluation.networks", "MLP", "--evaluation.every_n", "0"]
