@@ -69,6 +69,7 @@ def test_the_figures_are_those_of_the_protocols():
         (["table1", "--dry-run", "--trainer.max_epochs", "abc"], "abc"),
         (["table1", "--dry-run", "--trainer.max_epocs", "3"], "Did you mean '--trainer.max_epochs'?"),
         (["table1", "--method", "dsaa"], "Did you mean 'dsa'?"),
+        (["table1", "--modle", "my.Class"], "Did you mean '--model'?"),
         (["table1", "--model", "my.Class"], "write a YAML file that names your class"),
         ([], "TABLE"),
     ],

@@ -44,7 +44,8 @@ _MACHINE = {
 }
 """Flags that may differ between two runs of one cell."""
 
-_OPTIONS = [f"--{name}" for name in "method datasets ipc rows experiments output dry-run estimate config".split()]
+_OPTIONS = [f"--{name}" for name in "method datasets ipc rows experiments output dry-run estimate".split()]
+_FLAGS = ["--config", "--model", "--keep_freed_memory", "--compile", "--threads"]  # of a fit, besides those with a dot
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _OF_THE_CELL = {"model.network", "model.ipc", "model.distance", "evaluation.networks", "data", "data.class_path"}
 
@@ -83,10 +84,10 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
-        if not re.fullmatch(r"--[a-z_]+\.[\w.]+|--config|--model|--keep_freed_memory|--compile|--threads", key):
+        if key not in _FLAGS and not re.fullmatch(r"--[a-z_]+\.[\w.]+", key):
             raise InputError(
                 f"Unknown word '{word}': expected an option of reproduce (--help lists them), or a flag of fit such as "
-                f"--trainer.max_epochs 100.{suggestion(key, _OPTIONS)}"
+                f"--trainer.max_epochs 100.{suggestion(key, (*_OPTIONS, *_FLAGS))}"
             )
         if not equals:
             if not rest or rest[0].startswith("--"):
