@@ -27,6 +27,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dc_lightning import data, methods
 from dc_lightning.compilation import compile_networks
 from dc_lightning.data import CondensationDataModule
+from dc_lightning.data.folder import ImageFiles
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
 from dc_lightning.evaluation.selection import Method
 from dc_lightning.experiments.architecture_search import Space
@@ -68,6 +69,13 @@ class _Parser(LightningArgumentParser):
             raise InputError(f"{message.splitlines()[0]} {inner[-1]}") from ex
         lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
         raise InputError(" ".join(lines if len(message) < 400 else [lines[0], lines[-1]])) from ex
+
+
+def _wrapped_in(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """What a part of ours said, or a library that is missing, where a parser has wrapped it."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -287,12 +295,12 @@ class CondensationCLI(LightningCLI):
         """Adds the keys ``evaluation``, ``checkpoint`` and those of speed, and links the seed."""
         parser.add_lightning_class_args(EvaluationCallback, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        says = "Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory."
-        parser.add_argument("--keep_freed_memory", type=bool, default=True, help=says)
-        says = "Compile networks by torch.compile: half a minute at the start of every process, then faster."
-        parser.add_argument("--compile", type=bool, default=False, help=says)
-        says = "Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's."
-        parser.add_argument("--threads", type=PositiveInt | Literal["auto"], default="auto", help=says)
+        memory = "Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory."
+        compilation = "Compile networks by torch.compile: half a minute at the start of every process, then faster."
+        threads = "Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's."
+        parser.add_argument("--keep_freed_memory", type=bool, default=True, help=memory)
+        parser.add_argument("--compile", type=bool, default=False, help=compilation)
+        parser.add_argument("--threads", type=PositiveInt | Literal["auto"], default="auto", help=threads)
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
 
@@ -346,6 +354,16 @@ class CondensationCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given: LightningCLI would let the checkpoint's win silently."""
+
+    def instantiate_classes(self) -> None:
+        """Makes the parts; a library that one of them needs is named."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            said = _wrapped_in(error, InputError) or _wrapped_in(error, ModuleNotFoundError)
+            if said is None:
+                raise
+            raise InputError(" ".join(str(said).split())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with a progress bar of ours unless there is another or none; what it refuses is bad input."""
@@ -454,7 +472,7 @@ def _suggested_option(words: Sequence[str], message: str) -> str:
     known += ["whitening"]
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
-        "data": [part for part in vars(data).values() if inspect.isclass(part)],
+        "data": [ImageFiles, *(part for part in vars(data).values() if inspect.isclass(part))],
         "trainer": [Trainer],
         "evaluation": [EvaluationCallback],
         "checkpoint": [Checkpoints],
@@ -528,12 +546,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (InputError, MisconfigurationException) as error:
         return _end(f"error: {error}", error, 2)
     except ValueError as error:
-        said: BaseException | None = error  # by a part of ours, or of a library that is missing; a parser wraps it
-        while said is not None and not isinstance(said, InputError | ModuleNotFoundError):
-            said = said.__cause__ or said.__context__
-        if said is None:
+        if (said := _wrapped_in(error, InputError)) is None:
             raise
-        return _end(f"error: {' '.join(str(said).splitlines())}", error, 2)
+        return _end(f"error: {said}", error, 2)
     except OSError as error:
         if error.errno not in _DISK:
             raise

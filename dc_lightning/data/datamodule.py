@@ -186,7 +186,10 @@ class CondensationDataModule(LightningDataModule, ABC):
                 )
         counted = [torch.bincount(labels, minlength=self.num_classes) for labels in (train, test)]
         names = [f"{label} ({name})" for label, name in enumerate(self.class_names)]
-        untrained, untested = (", ".join(names[label] for label in torch.nonzero(counts == 0)) for counts in counted)
+        untrained, untested = (
+            ", ".join(name for name, count in zip(names, counts.tolist(), strict=True) if not count)
+            for counts in counted
+        )
         if untrained:
             raise InputError(
                 f"{self.dataset_name}: every class needs at least one training image, but there is none of class "

@@ -60,7 +60,7 @@ class ImageFiles(CondensationDataModule):
         Args:
             train: a set of files.
             test: likewise; None takes a share of every class of ``train``.
-            why: there is none, in words.
+            why: the test set is missing, the first half of a sentence such as "'x' has no split 'test'".
 
         Raises:
             InputError: if a class has too few images to set a share aside.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from statistics import fmean, pstdev
 from typing import Any
@@ -110,7 +110,7 @@ class Evaluator:
     seed: int = 0
     group: Group = Group()
     progress: Progress | None = None
-    known: MutableMapping[str, float] = field(default_factory=dict)
+    known: MutableMapping[str, float] | None = None
 
     def score(
         self,
@@ -122,6 +122,13 @@ class Evaluator:
     ) -> list[Score]:
         """Accuracies of ``num_networks`` fresh networks of each architecture on each set; a set is an experiment.
 
+        Args:
+            sets: to train on.
+            networks: the architectures.
+            num_networks: of each architecture on each set.
+            recipe: how to train.
+            title: for the progress.
+
         Returns:
             One `Score` an architecture, with ``len(sets) * num_networks`` accuracies, set by set.
 
@@ -131,20 +138,21 @@ class Evaluator:
         for synthetic in sets:
             check_fits(synthetic, self.data)
         fitted = [synthetic.renormalized(self.data.mean, self.data.std) for synthetic in sets]
+        known = {} if self.known is None else self.known
 
         def train(number: int, job: Job, report: Report) -> float:
             chosen = fitted[number // num_networks]
             key = self.identity(chosen, job)
-            if key not in self.known:
-                self.known[key], _ = train_and_test(chosen, job, self.data, self.device, report=report)
-            return self.known[key]
+            if key not in known:
+                known[key], _ = train_and_test(chosen, job, self.data, self.device, report=report)
+            return known[key]
 
         return self.spread(networks, len(sets) * num_networks, recipe, train, title)
 
     def spread(
         self, networks: Sequence[Spec], count: int, recipe: Recipe, train: TrainNumber, title: str
     ) -> list[Score]:
-        """Runs ``train`` for ``count`` networks of each architecture, spread over the processes; see `score`."""
+        """Runs a `TrainNumber` for ``count`` networks of each architecture, spread over the processes; see `score`."""
         jobs = [Job(network, recipe, self.network_seed(network, n)) for network in networks for n in range(count)]
         accuracies = torch.zeros(len(jobs), dtype=torch.float64)  # on the CPU, where they are added up
         self.data.move(self.device)

@@ -70,8 +70,10 @@ class Recipe:
     loss: Spec = "cross_entropy"
 
     def __post_init__(self) -> None:
-        least = {"epochs": 0, "epochs_augmented": 0, "batch_size": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
-        require_at_least("evaluation.recipe.", **{name: (getattr(self, name), each) for name, each in least.items()})
+        place = "evaluation.recipe."
+        require_at_least(place, epochs=(self.epochs, 0), epochs_augmented=(self.epochs_augmented, 0))
+        require_at_least(place, batch_size=(self.batch_size, 1), lr=(self.lr, 0))
+        require_at_least(place, momentum=(self.momentum, 0), weight_decay=(self.weight_decay, 0))
         if not all(0 <= share <= 1 for share in self.milestones):
             raise InputError(f"evaluation.recipe.milestones are shares of the epochs, 0 to 1, got {self.milestones}.")
         for augmentation in (self.augmentation, *self.augmentation_by_network.values()):

@@ -288,16 +288,18 @@ class Continual:
     ) -> list[list[float]]:
         """Accuracies of each network on each task so far, after the last of these stages."""
         count, group = self.callback.num_networks, self.evaluator.group
-        seeds = [self._seed(order, number) for number in range(count)]
-        mine = seeds[group.rank :: group.size]
-        for done, seed in enumerate(mine):
+        accuracies = torch.zeros(count, len(stages), dtype=torch.float64)
+        mine = range(group.rank, count, group.size)
+        for done, number in enumerate(mine):
             self.evaluator.report(title, done, len(mine))(0.0)
+            seed = self._seed(order, number)
             path = self._path(stages, kept, seed)
             if not path.is_file():
                 save_whole(path, self._trained(stages, kept, seed))
+            accuracies[number] = torch.tensor(read_tensors(path)["accuracies"], dtype=torch.float64)
         self.evaluator.report(title, len(mine), len(mine))(0.0)
-        group.reduce(torch.zeros(1))  # the others' networks are there too
-        return [read_tensors(self._path(stages, kept, seed))["accuracies"] for seed in seeds]
+        found: list[list[float]] = group.reduce(accuracies).tolist()
+        return found
 
     def _path(self, stages: Sequence[Stage], kept: Sequence[SyntheticSet], seed: int) -> Path:
         """Of a network and its accuracies; everything that bears on them is in its name."""

@@ -105,8 +105,11 @@ class IDC(Condenser):
         self.outer_steps, self.batch_synthetic = outer_steps, batch_synthetic
         self.network_images, self.batch_network = network_images, batch_network
         self.network_augmentation_spec, self.network_augmentation, self.cutmix = network_augmentation, None, cutmix
-        self.sgd: dict[str, Any] = {"lr": lr_network, "momentum": momentum_network}
-        self.sgd["weight_decay"] = weight_decay_network
+        self.sgd: dict[str, Any] = {
+            "lr": lr_network,
+            "momentum": momentum_network,
+            "weight_decay": weight_decay_network,
+        }
         self._network_optimizer: torch.optim.Optimizer | None = None
         self._resumed_optimizer: dict[str, Any] | None = None
 

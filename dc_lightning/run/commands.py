@@ -12,7 +12,7 @@ from dc_lightning.errors import InputError
 from dc_lightning.evaluation.selection import Method
 from dc_lightning.files import write_whole
 from dc_lightning.methods.base import Condenser
-from dc_lightning.parts import Spec, as_spec
+from dc_lightning.parts import Spec
 from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
 from dc_lightning.run.folder import run_folder
@@ -66,7 +66,8 @@ class CondensationTrainer(Trainer):
                 rate = sets[0].source["learned_lr"]
                 say(f"made with a learned rate of {rate:.4g}; evaluation.recipe.lr is {callback.recipes[0].lr:.4g}")
             condensed_with: Spec = sets[0].source.get("network", model.network_spec)
-            used = {"model": {"class_path": as_spec(type(model)), "init_args": {"network": condensed_with}}}
+            class_path = f"{type(model).__module__}.{type(model).__qualname__}"
+            used = {"model": {"class_path": class_path, "init_args": {"network": condensed_with}}}
             callback.configuration = {**callback.configuration, **used}  # nothing else of the model
             if self.is_global_zero and (path := callback.folder / "config.yaml").is_file():
                 saved = {**yaml.safe_load(path.read_text(encoding="utf-8")), **used}

@@ -343,7 +343,7 @@ class EvaluationCallback(Callback):
             seed=self.seed,
             group=self._group,
             progress=bar.evaluation if isinstance(bar, RunProgress) else None,
-            known=Evaluated(self.folder / ".evaluated", self._group.rank) if keeps else {},
+            known=Evaluated(self.folder / ".evaluated", self._group.rank) if keeps else None,
         )
 
     def _whole_set(self, trainer: Trainer, data: CondensationDataModule, recipe: Recipe) -> WholeSet:

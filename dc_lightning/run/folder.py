@@ -66,6 +66,7 @@ def remove_failed_start(trainer: Trainer) -> None:
 
 
 def _own_folder(trainer: Trainer) -> Path:
+    # where nothing logs, the folder has the number that Lightning's own logger would give it
     logger: Any = trainer.loggers[0] if trainer.loggers else TensorBoardLogger(trainer.default_root_dir)
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         return Path(logger.log_dir)

@@ -15,7 +15,10 @@ _PADDING = 0.5  # of pixels in [0, 1]: grey
 
 
 def decode(images: Tensor, factor: int, formation: Formation = "single", fill: float | Tensor = _PADDING) -> Tensor:
-    """Training images of stored ones: float, ``(n * images_in_one(factor, formation), C, H, W)``; see `unfold`."""
+    """Training images of stored ones, ``(n, C, H, W)``: float, ``(n * images_in_one(factor, formation), C, H, W)``.
+
+    Cell by cell, image by image within; see `unfold` for ``fill``.
+    """
     if formation == "single":
         return unfold(images, factor, fill)
     return torch.cat([unfold(images, each, fill) for each in range(1, factor + 1)])

@@ -253,8 +253,9 @@ def _read_folder(path: Path, said: Mapping[str, Any], background: str) -> Synthe
     if (path / METADATA).is_file():
         try:
             found = json.loads((path / METADATA).read_text())
-            about = {key: found[key] for key in (*about, "factor", "formation") if key in about or key in found}
-            about["source"] = _current(about["source"])
+            about = {key: found[key] for key in ("mean", "std", "class_names")}
+            about |= {key: found[key] for key in ("factor", "formation") if key in found}
+            about["source"] = _current(found["source"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{path / METADATA}' is damaged ({error}).") from error
     if not about["mean"] or not about["std"]:

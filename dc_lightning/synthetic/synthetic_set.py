@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,9 @@ class SyntheticSet(Dataset):
         images, labels = self._decoded
         image = images[index]
         return (image if self.normalized else self._to_unit_range(image)), labels[index]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[index] for index in range(len(self)))
 
     @cached_property
     def _decoded(self) -> tuple[Tensor, Tensor]:
