@@ -414,6 +414,11 @@ def test_values_that_change_nothing_are_taken():
         (["--model.ipc"], "--model.ipc needs a value."),
         (["--trainer.logger", "Foo"], "--trainer.logger: Logger (or iterable collection of loggers)"),
         (["--data", "ImageFolder", "--data.root", "x", "--data.image_size", "32x32"], "height and width to resize to"),
+        (
+            ["--data", "HuggingFace", "--data.path", "x", "--data.test_fraction", "abc"],
+            "share of every class for testing",
+        ),
+        (["--data", "ImageFolder", "--data.root", "x", "--data.backgroud", "red"], "Did you mean '--data.background'?"),
     ],
 )
 def test_words_that_are_not_understood_are_answered_by_what_is(words, said, capsys):
