@@ -132,7 +132,7 @@ def test_killed_and_resumed(before, after, tmp_path):
         [("inside an evaluation", count) for count in (1, 2, 3, 4)]  # on both processes: of five networks each
         + [("inside a checkpoint write", count) for count in (2, 9, 38)]  # on the first: of 38
         + [("after a checkpoint write", count) for count in (1, 9, 38)],
-        [("inside an evaluation", 3), ("inside a checkpoint write", 9)],
+        [("inside a checkpoint write", 9)],
     ),
 )
 def test_two_processes_killed_there(where, count, two_processes, tmp_path):

@@ -37,6 +37,7 @@ def test_the_set_is_used_from_python_as_shown(tiny_data):
     assert (shown["network"](shown["images"]).argmax(1) == shown["labels"]).all()
 
 
+@pytest.mark.slow
 def test_the_parts_work_without_the_command_line(monkeypatch):
     (code,) = (block for block in blocks("python") if "pl.Trainer" in block)
     code = code.replace("max_epochs=100", 'max_epochs=1, accelerator="cpu"').replace(
