@@ -53,6 +53,19 @@ def require_at_least(prefix: str = "", **settings: tuple[float | None, float]) -
             raise InputError(f"{prefix}{name} must be at least {least}, got {value}.")
 
 
+def require_known(kind: str, words: str | Iterable[str], known: Iterable[str], more: str = "") -> None:
+    """Checks one word or several that name a ``kind``; ``more`` follows the known ones in the message.
+
+    Raises:
+        InputError: if one is unknown; names those that are known, and the one that is near.
+    """
+    known = list(known)
+    for word in [words] if isinstance(words, str) else words:
+        if word not in known:
+            expected = f"expected one of {', '.join(known)}{more}"
+            raise InputError(f"Unknown {kind} '{word}': {expected}.{suggestion(word, known)}")
+
+
 class OneSentenceParser(argparse.ArgumentParser):
     """Raises `InputError` for words that it does not understand, without the usage before it."""
 

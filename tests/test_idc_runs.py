@@ -202,7 +202,7 @@ def test_a_class_smaller_than_its_clusters_gives_all_it_has(tmp_path):
         ({"factor": 0}, "factor must be at least 1"),
         ({"factor": 7}, r"factor must be in 1\.\.6 for images of 6x6, got 7"),
         ({"factor": 3, "ipc": 2}, r"at least 18 training images of every class .* 0 \(class 0: 12\)"),
-        ({"formation": "double"}, "formation must be one of single, multi, bound, got 'double'"),
+        ({"formation": "double"}, "Unknown model.formation 'double': expected one of single, multi, bound"),
         ({"cutmix": 1.5}, "model.cutmix is the probability"),
         ({"network": "MLP"}, "IDC compares the gradients of convolutions, and the network MLP has none"),
         ({"network": {**NETWORK, "init_args": {**NETWORK["init_args"], "normalization": "batch"}}}, "BatchNorm cannot"),
@@ -367,7 +367,7 @@ def test_unit_pixels_stay_inside(method, tmp_path):
         found[pixels] = min(low for low, _ in seen), max(high for _, high in seen)
     assert found["any"][0] < -0.01 or found["any"][1] > 1.01
     assert -1e-6 <= found["unit"][0] <= found["unit"][1] <= 1 + 1e-6
-    with pytest.raises(InputError, match="pixels must be one of any, unit, got 'all'"):
+    with pytest.raises(InputError, match=r"Unknown model\.pixels 'all': expected one of any, unit"):
         IDC(pixels="all")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from dc_lightning.errors import InputError, suggestion
+from dc_lightning.errors import require_known
 from dc_lightning.seeds import derive_generator, derive_seed
 
 _CROP = 0.125  # of a side; this and the rest are from ParamDiffAug of the authors' code
@@ -136,12 +136,7 @@ class Siamese:
     def __init__(self, strategy: str | None = None) -> None:
         self.strategy = strategy
         self.names = strategy.split("_") if strategy else list(OPERATIONS)
-        for name in self.names:
-            if name not in OPERATIONS:
-                raise InputError(
-                    f"Unknown operation '{name}' in the strategy '{strategy}': expected any of "
-                    f"{', '.join(OPERATIONS)}, joined by _.{suggestion(name, OPERATIONS)}"
-                )
+        require_known("operation of a strategy", self.names, OPERATIONS, ", or several joined by _")
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()}({self.strategy})"

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dc_lightning.data.datamodule import Split
 from dc_lightning.data.folder import ImageFiles
-from dc_lightning.errors import InputError, first_line
+from dc_lightning.errors import InputError, first_line, require_known
 
 
 class _Items(Dataset):
@@ -85,8 +85,7 @@ class HuggingFace(ImageFiles):
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
         splits = self._read_splits()
-        if self.train_split not in splits:
-            raise InputError(f"data.train must be one of the splits {', '.join(splits)}, got '{self.train_split}'.")
+        require_known("split of data.train", self.train_split, splits)
         features = splits[self.train_split].features
         images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
         if not images or self.label not in features:

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from dc_lightning.data.datamodule import CondensationDataModule
-from dc_lightning.errors import InputError, require_at_least, suggestion
+from dc_lightning.errors import InputError, require_at_least, require_known, suggestion
 from dc_lightning.evaluation import Evaluator, Score
 from dc_lightning.evaluation.baselines import WholeSet, random_set, whole_set
 from dc_lightning.evaluation.evaluator import check_fits, check_networks
@@ -174,9 +174,7 @@ class ArchitectureSearch:
     def _load(self, proxy: str, names: Sequence[str]) -> SyntheticSet:
         data = self.data
         if not Path(proxy).exists() and suggestion(proxy, names):
-            raise InputError(
-                f"Unknown proxy '{proxy}': expected a set or one of {', '.join(names)}.{suggestion(proxy, names)}"
-            )
+            require_known("proxy", proxy, names, ", or a set")
         sets = load_synthetic(proxy, data.mean, data.std, data.class_names)
         if len(sets) > 1:
             raise InputError(f"'{proxy}' holds {len(sets)} sets; a proxy is a file of one, such as a synthetic.pt.")

@@ -18,7 +18,7 @@ from dc_lightning.run.checkpoints import Interrupted
 from dc_lightning.run.commands import CondensationTrainer, in_processes
 from dc_lightning.run.evaluation_callback import EvaluationCallback, require_writable
 from dc_lightning.run.progress import RunProgress, say
-from dc_lightning.run.results import Column, environment, now, write_results
+from dc_lightning.run.results import Column, write_results
 
 
 class ExperimentTrainer(CondensationTrainer):
@@ -132,12 +132,7 @@ class ExperimentTrainer(CondensationTrainer):
             **found,
             "columns": [column.to_dict() for column in found["columns"]],
             "table": table.to_dict(),
-            "seed": callback.seed,
-            "configuration": callback.configuration,
-            "finished": now(),
-            "processes": self.world_size,
-            "device": str(self.strategy.root_device),
-            **environment(),
+            **callback.run_facts(self),
         }
         write_results(callback.folder / "results.json", content)
         if isinstance(self.progress_bar_callback, RunProgress):

@@ -20,21 +20,10 @@ from dc_lightning.parts import arguments_of, part_name
 METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream")
 """Ours, each a YAML in configs/methods with the protocol of its paper."""
 
-_NOT_COMPARED = {
-    "batch_classes",
-    "chosen_of",
-    "class",
-    "dataset",
-    "image_shape",
-    "ipc",
-    "iteration",
-    "max_epochs",
-    "method",
-    "network",
-    "real_chunk_size",
-    "seed",
-    "validation",
-}
+_NOT_COMPARED = set(
+    "batch_classes chosen_of class dataset image_shape ipc iteration max_epochs method network real_chunk_size seed "
+    "validation".split()
+)
 
 
 @dataclass(frozen=True)

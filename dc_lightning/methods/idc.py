@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
 from dc_lightning.augmentation.cutmix import CutMix, check_probability
-from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.errors import InputError, require_at_least, require_known
 from dc_lightning.matching.batch_norm import has_batch_norm
 from dc_lightning.matching.distances import DISTANCES, Distance
 from dc_lightning.matching.gradients import network_gradient
@@ -95,8 +95,7 @@ class IDC(Condenser):
         )
         if factor < 1:
             raise InputError(f"factor must be at least 1 (training images along a side of a stored one), got {factor}.")
-        if formation not in ("single", "multi", "bound"):
-            raise InputError(f"formation must be one of single, multi, bound, got '{formation}'.")
+        require_known("model.formation", formation, ("single", "multi", "bound"))
         check_probability("model.cutmix", cutmix)
         check_augmentation(network_augmentation)
         self.factor, self.bounded = factor, formation == "bound"

@@ -17,7 +17,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from dc_lightning.data.datamodule import CondensationDataModule, to_tensor
-from dc_lightning.errors import InputError, require_at_least, suggestion
+from dc_lightning.errors import InputError, require_at_least, require_known
 from dc_lightning.evaluation import Evaluator, Recipe, Score, load_recipe
 from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.evaluator import Group, check_fits, check_networks
@@ -98,12 +98,7 @@ class EvaluationCallback(Callback):
         require_at_least("evaluation.", num_networks=(num_networks, 1), every_n=(every_n, 0), **of_whole_set)
         if choose_iteration and not every_n:
             raise InputError("evaluation.choose_iteration compares evaluations of a run; give evaluation.every_n.")
-        known = get_args(Baseline)
-        if unknown := [name for name in baselines if name not in known]:
-            raise InputError(
-                f"Unknown baseline '{unknown[0]}' in evaluation.baselines: expected any of {', '.join(known)}."
-                + suggestion(unknown[0], known)
-            )
+        require_known("baseline of evaluation.baselines", baselines, get_args(Baseline))
         self.networks = networks
         self.num_networks = num_networks
         self.every_n = every_n
@@ -483,6 +478,12 @@ class EvaluationCallback(Callback):
                 found[f"final/{column.name}/{self._tag(score.network, score.recipe)}"] = score.mean
         return found
 
+    def run_facts(self, trainer: Trainer) -> dict[str, Any]:
+        """What results.json says of every run."""
+        processes = {"processes": trainer.world_size, "device": str(trainer.strategy.root_device)}
+        about = {"seed": self.seed, "configuration": self.configuration, "finished": now()}
+        return {**about, **processes, **environment()}
+
     def _publish(self, trainer: Trainer, columns: list[Column], content: dict[str, Any], what: str) -> None:
         """Writes results.json, and prints the table under the name of what was evaluated."""
         seconds, iterations = self._seconds(), self._iterations[1:] or self._iterations or [0.0]
@@ -494,16 +495,11 @@ class EvaluationCallback(Callback):
             **content,
             "columns": [column.to_dict() for column in columns],
             **{key: [asdict(each) for each in found] for key, found in gains.items() if found},
-            "seed": self.seed,
-            "configuration": self.configuration,
-            "finished": now(),
+            **self.run_facts(trainer),
             "seconds": round(seconds["all"], 1),
             "seconds_condensing": round(seconds["all"] - seconds["evaluation"], 1),
             "seconds_per_iteration": round(median(iterations), 4),
             "least_seconds_per_iteration": round(min(iterations), 4),
-            "processes": trainer.world_size,
-            "device": str(trainer.strategy.root_device),
-            **environment(),
         }
         if self._writes(trainer):
             write_results(self.folder / "results.json", self.results)

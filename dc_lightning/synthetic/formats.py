@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from dc_lightning.errors import InputError, suggestion
+from dc_lightning.errors import InputError, require_known
 from dc_lightning.files import write_whole
 from dc_lightning.synthetic.synthetic_set import SyntheticSet, as_picture
 
@@ -38,8 +38,7 @@ def export(synthetic: SyntheticSet, path: str | Path, to: Format = "folder", sco
         InputError: if the path is there already, a library is missing, or the format cannot hold the set.
     """
     path = Path(path)
-    if to not in FORMATS:
-        raise InputError(f"Unknown format '{to}': expected one of {', '.join(FORMATS)}.{suggestion(to, FORMATS)}")
+    require_known("format", to, FORMATS)
     if to == "folder":
         synthetic.export(path)
         return f"{len(synthetic.images)} images written to {path}; {faithfulness(synthetic)}"
