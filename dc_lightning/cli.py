@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dc_lightning import data, methods
-from dc_lightning.compilation import compile_networks
+from dc_lightning.compilation import compile_networks, replay_graphs
 from dc_lightning.data import CondensationDataModule
 from dc_lightning.data.folder import ImageFiles
 from dc_lightning.errors import InputError, OneSentenceParser, suggestion
@@ -297,9 +297,13 @@ class CondensationCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         memory = "Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory."
         compilation = "Compile networks by torch.compile: half a minute at the start of every process, then faster."
+        graphs = (
+            "Record the work of a step on a GPU as CUDA graphs, and replay them: as fast as the GPU, not as Python."
+        )
         threads = "Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's."
         parser.add_argument("--keep_freed_memory", type=bool, default=True, help=memory)
         parser.add_argument("--compile", type=bool, default=False, help=compilation)
+        parser.add_argument("--cuda_graphs", type=bool, default=False, help=graphs)
         parser.add_argument("--threads", type=PositiveInt | Literal["auto"], default="auto", help=threads)
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "evaluation.seed", compute_fn=_seed)
@@ -322,6 +326,7 @@ class CondensationCLI(LightningCLI):
                 "PyTorch aborts; take trainer.strategy ddp, or leave the compilation off."
             )
         compile_networks(config.compile)
+        replay_graphs(config.cuda_graphs)
         use_threads(config.threads)
         for logger in filter(_is_tensorboard, _loggers(config)):
             if config.trainer.default_root_dir and logger.init_args.save_dir == ".":
@@ -468,8 +473,7 @@ def _run(words: list[str]) -> int:
 def _suggested_option(words: Sequence[str], message: str) -> str:
     """The option that is near one of the words which is none, if a message is about it."""
     known = ["config", "print_config", "help", "seed_everything", "ckpt_path", "synthetic", "experiment", "method"]
-    known += ["keep_freed_memory", "compile", "threads", "weights_only", "output", "proxies", "factor", "labels"]
-    known += ["whitening"]
+    known += "compile cuda_graphs factor keep_freed_memory labels output proxies threads weights_only whitening".split()
     classes: dict[str, list[Any]] = {
         "model": [part for part in vars(methods).values() if inspect.isclass(part)],
         "data": [ImageFiles, *(part for part in vars(data).values() if inspect.isclass(part))],

@@ -59,7 +59,7 @@ from dc_lightning import (
     SyntheticSet,
 )
 from dc_lightning.augmentation import make_augmentation
-from dc_lightning.compilation import compile_networks, compiled
+from dc_lightning.compilation import compile_networks, compiled, replay_graphs
 from dc_lightning.evaluation.training import Batches, Job, train_and_test
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.networks import AveragePooling, make_network
@@ -188,6 +188,7 @@ class Way:
     plain: bool = False
     keep_freed_memory: bool = True
     compile: bool = False
+    graphs: bool = False
     own_pooling: bool = True
     precision: str = "32-true"
     tf32: bool = True
@@ -203,6 +204,7 @@ OPTIONS = ON_ONE | {
     "--compile true": COMPILED,
     "--model.real_chunk_size": Way(model={"real_chunk_size": 64 if ON_GPU else REAL}),
     "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
+    **({"--cuda_graphs true": Way(graphs=True)} if ON_GPU else {}),
     "DSA": Way(model={"augmentation": "siamese"}),
     "DM": Way(method=DistributionMatching),
     "IDC": Way(method=IDC),
@@ -368,6 +370,7 @@ def serve(asked: Connection, way: Way) -> None:
     if not way.own_pooling:
         AveragePooling.forward = lambda self, images: avg_pool2d(images, 2)  # type: ignore[method-assign]
     compile_networks(way.compile)
+    replay_graphs(way.graphs)
     torch.backends.cudnn.allow_tf32 = way.tf32
     case = functools.cache(lambda ipc: (Round if issubclass(way.method, IDC) else Case)(ipc, way))
     while question := asked.recv():

@@ -8,7 +8,7 @@ from conftest import TinyData, quiet_trainer
 from torch._dynamo.utils import counters
 
 from dc_lightning import CondensationModule, Recipe, SyntheticSet
-from dc_lightning.compilation import compile_networks, compiled
+from dc_lightning.compilation import compile_networks, compiled, replay_graphs
 from dc_lightning.evaluation.training import Job, train_and_test
 from dc_lightning.networks import make_network
 
@@ -34,6 +34,17 @@ def evaluate(network, images):
     labels = torch.arange(3).repeat_interleave(2)
     synthetic = SyntheticSet(images, labels, data.mean, data.std, data.class_names)
     return train_and_test(synthetic, Job(network, Recipe(epochs=20), 0), data, CPU)
+
+
+def test_graphs_are_for_a_gpu(tmp_path):
+    images = condense(tmp_path, "MLP")
+    replay_graphs()
+    try:
+        assert torch.equal(condense(tmp_path, "MLP"), images)
+        accuracy, _ = evaluate("MLP", images)
+    finally:
+        replay_graphs(False)
+    assert accuracy == evaluate("MLP", images)[0]
 
 
 @pytest.mark.slow

@@ -11,10 +11,22 @@ from conftest import TinyData, quiet_trainer
 import dc_lightning
 from dc_lightning import CondensationModule, Evaluator, Recipe
 from dc_lightning.cli import main
-from dc_lightning.compilation import compile_networks
+from dc_lightning.compilation import compile_networks, replay_graphs, replays_graphs
 from dc_lightning.evaluation import load_recipe
+from dc_lightning.evaluation.baselines import random_set
+from dc_lightning.evaluation.training import Job, train_and_test
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+_SAID = (
+    "GPU available but not used",
+    "Synchronization debug mode",
+    "The AccumulateGrad node",
+    ".torch.jit",
+)  # by torch
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    *(pytest.mark.filterwarnings(f"ignore:{said}") for said in _SAID),
+]
 
 NETWORK = {"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}
 METHODS = {
@@ -76,6 +88,61 @@ def test_compiled_networks_give_the_same(tmp_path):
     finally:
         compile_networks(False)
     torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture
+def graphs():
+    replay_graphs()
+    yield
+    assert replays_graphs(), "recording failed and was switched off"
+    replay_graphs(False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recorded_steps_give_the_same(name, tmp_path, request):
+    plain = condense(tmp_path, name, "gpu").synthetic_set(3).images
+    request.getfixturevalue("graphs")
+    torch.testing.assert_close(condense(tmp_path, name, "gpu").synthetic_set(3).images, plain, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recorded_steps_take_bfloat16(name, tmp_path, graphs):
+    assert bool(condense(tmp_path, name, "gpu", "bf16-mixed").synthetic_set(3).images.isfinite().all())
+
+
+class Waits(torch.nn.Sequential):
+    """A network that reads a number from the GPU, which no graph can."""
+
+    def __init__(self, channels, num_classes, image_size):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels * image_size[0] * image_size[1], num_classes))
+
+    def forward(self, images):
+        return super().forward(images) * float(images.mean() * 0 + 1)
+
+
+def test_what_cannot_be_recorded_runs_without(tmp_path):
+    method = CondensationModule(network={"class_path": "test_gpu.Waits"}, ipc=2, outer_steps=2, inner_epochs=1)
+    replay_graphs()
+    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph"):
+        quiet_trainer(tmp_path, max_epochs=2, accelerator="gpu", devices=1).fit(method, datamodule=TinyData())
+    assert not replays_graphs()
+    assert bool(method.images.isfinite().all())
+
+
+@pytest.mark.parametrize("network", ["ConvNet", "ConvNetBN"])
+@pytest.mark.parametrize("recipe", ["dc", "idc"])
+def test_recorded_networks_are_trained_alike(network, recipe, request):
+    data = TinyData(size=(16, 16), per_class=50)
+    data.setup()
+    job = Job(network, load_recipe(recipe).with_epochs(3), 1)
+
+    def trained():
+        found = train_and_test(random_set(data, 30, 0), job, data, torch.device("cuda", 0))[1].state_dict()
+        return {name: value.cpu() for name, value in found.items()}
+
+    plain = trained()
+    request.getfixturevalue("graphs")
+    torch.testing.assert_close(trained(), plain, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("recipe", ["dc", "dsa", "idc"])

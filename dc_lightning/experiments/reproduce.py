@@ -19,33 +19,21 @@ from rich.console import Console
 from rich.table import Table
 
 from dc_lightning import data
-from dc_lightning.errors import InputError, OneSentenceParser, require_at_least, suggestion
+from dc_lightning.errors import InputError, OneSentenceParser, require_at_least, require_known, suggestion
 from dc_lightning.experiments.paper import DATASETS, TABLES, Cell, cells
 from dc_lightning.experiments.presets import METHODS
 from dc_lightning.files import configuration_file, expanded_path, shipped, write_whole
 from dc_lightning.run.results import read_results
 
-_MACHINE = {
-    "checkpoint.every_n",
-    "checkpoint.last_every_seconds",
-    "compile",
-    "threads",
-    "data.in_memory",
-    "data.root",
-    "evaluation.cache",
-    "keep_freed_memory",
-    "model.real_chunk_size",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.enable_progress_bar",
-    "trainer.logger.save_dir",
-    "trainer.num_nodes",
-    "trainer.strategy",
-}
+_MACHINE = set(
+    "checkpoint.every_n checkpoint.last_every_seconds compile cuda_graphs threads data.in_memory data.root "
+    "evaluation.cache keep_freed_memory model.real_chunk_size trainer.accelerator trainer.devices trainer.num_nodes "
+    "trainer.enable_progress_bar trainer.logger.save_dir trainer.strategy".split()
+)
 """Flags that may differ between two runs of one cell."""
 
 _OPTIONS = [f"--{name}" for name in "method datasets ipc rows experiments output dry-run estimate".split()]
-_FLAGS = ["--config", "--model", "--keep_freed_memory", "--compile", "--threads"]  # of a fit, besides those with a dot
+_FLAGS = [f"--{name}" for name in "config model keep_freed_memory compile cuda_graphs threads".split()]  # without a dot
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _OF_THE_CELL = {"model.network", "model.ipc", "model.distance", "evaluation.networks", "data", "data.class_path"}
 
@@ -69,11 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
     add("--output", type=expanded_path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
     add("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
-    add(
-        "--estimate",
-        action="store_true",
-        help="list the cells and their hours, by the least of three iterations of each",
-    )
+    add("--estimate", action="store_true", help="list the cells and their hours, by three iterations of each")
     return parser
 
 
@@ -108,40 +92,25 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
 
 def _method_file(method: str) -> Path:
     """The YAML of a method."""
-    if method in METHODS:
-        return shipped(f"methods/{method}.yaml")
-    if not Path(method).is_file():
-        raise InputError(
-            f"Unknown method '{method}': expected one of {', '.join(METHODS)}, or a YAML file that names the class of "
-            f"another.{suggestion(method, METHODS)}"
-        )
-    return Path(method)
+    if method not in METHODS and Path(method).is_file():
+        return Path(method)
+    require_known("method", method, METHODS, ", or a YAML file that names the class of another")
+    return shipped(f"methods/{method}.yaml")
 
 
 def _select_cells(options: argparse.Namespace) -> list[Cell]:
     if (least := min(options.ipc or [1])) < 1:
         raise InputError(f"--ipc must be at least 1 (synthetic images per class), got {least}.")
     require_at_least("--", experiments=(options.experiments, 1))
-    if options.table not in TABLES:
-        raise InputError(
-            f"Unknown table '{options.table}': expected one of {', '.join(TABLES)}.{suggestion(options.table, TABLES)}"
-        )
+    require_known("table", options.table, TABLES)
     _method_file(options.method)
-    known = [*DATASETS, "Digits"]
-    unknown = [name for name in options.datasets or [] if not hasattr(data, name) and "." not in name]
-    if unknown:
-        raise InputError(
-            f"Unknown dataset {', '.join(unknown)}: expected any of {', '.join(known)}." + suggestion(unknown[0], known)
-        )
+    ours = [name for name in options.datasets or [] if not hasattr(data, name) and "." not in name]
+    require_known("dataset", ours, [*DATASETS, "Digits"])
     found = cells(options.table, options.method, options.datasets, options.ipc)
     rows = list(dict.fromkeys(cell.row for cell in found))
     wanted = [options.method if row.upper() == options.method.upper() else row for row in options.rows or []]
-    unknown = [row for row in wanted if row not in rows]
-    if unknown:
-        raise InputError(
-            f"Unknown row {', '.join(unknown)} of {options.table}: expected any of {', '.join(rows)} (random images "
-            f"stand beside the method, the whole set beside all).{suggestion(unknown[0], rows)}"
-        )
+    stand = " (random images stand beside the method, the whole set beside all)"
+    require_known(f"row of {options.table}", wanted, rows, stand)
     return [cell for cell in found if not wanted or cell.row in wanted]
 
 
@@ -348,9 +317,7 @@ def _print_cells(title: str, by_cell: Mapping[Cell, Sequence[_Run]], parse: Pars
     if parse:
         table.add_section()
         table.add_row("all", "", "", f"{total:.2f}")
-        table.caption = (
-            "from three timed iterations and one network on this machine; networks on the whole set not counted"
-        )
+        table.caption = "from three timed iterations and one network here; networks on the whole set not counted"
     Console().print(table)
 
 

@@ -10,10 +10,10 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
-from dc_lightning.compilation import compiled
+from dc_lightning.compilation import Recorder, compiled, replays_graphs
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
-from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.errors import InputError, require_at_least, require_known
 from dc_lightning.matching.gradients import Forward
 from dc_lightning.methods.resume import identity_of, require_finite, require_same, source_of
 from dc_lightning.networks import Shape, check_network, make_network
@@ -85,16 +85,12 @@ class Condenser(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if ipc < 1:
-            raise InputError(f"ipc must be at least 1 (synthetic images per class), got {ipc}.")
-        require_at_least(lr_images=(lr_images, 0), momentum_images=(momentum_images, 0))
+        require_at_least(ipc=(ipc, 1), lr_images=(lr_images, 0), momentum_images=(momentum_images, 0))
         require_at_least(real_chunk_size=(real_chunk_size, 1))
         if not 0 <= lr_images_cooldown <= 1:
             raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
-        if init not in INITS:
-            raise InputError(f"init must be one of {', '.join(INITS)}, got '{init}'.")
-        if pixels not in ("any", "unit"):
-            raise InputError(f"pixels must be one of any, unit, got '{pixels}'.")
+        require_known("model.init", init, INITS)
+        require_known("model.pixels", pixels, ("any", "unit"))
         check_augmentation(augmentation)
         self.save_hyperparameters()
         self.hparams.update({key: as_spec(value) for key, value in self.hparams.items() if callable(value)})
@@ -106,6 +102,7 @@ class Condenser(LightningModule):
         self.real_chunk_size, self.pixels = real_chunk_size, pixels
         self._unregistered: dict[str, nn.Module] = {}  # a registered network would be a part of the state and of DDP
         self._forward: Forward | None = None
+        self._recorder = Recorder()
         self._resumed_network: dict[str, Tensor] | None = None
         self._losses, self._steps = torch.zeros(()), 0  # sum over classes and the steps of this outer iteration
         self._curve = (0, 0.0)  # completed iterations, and the matching loss of the last
@@ -173,9 +170,9 @@ class Condenser(LightningModule):
             batches = self.real_batch(label, step), self.synthetic_batch(stored, label, step)
             real, synthetic = self.augment(*batches, label, step)
             with self.seeded("match", step, label):
-                value = self.loss(network, real, synthetic, label)
-                (derivative[self.rows_of(label)],) = torch.autograd.grad(value, stored)
-            loss += value.detach()
+                value, slope = self._recorder(self.loss, network, real, synthetic, label)
+            (derivative[self.rows_of(label)],) = torch.autograd.grad(synthetic, stored, slope)
+            loss += value
         return loss, derivative
 
     # What a method may use
@@ -295,8 +292,11 @@ class Condenser(LightningModule):
             if self._resumed_network is not None and step > 0:
                 network.load_state_dict(self._resumed_network)
             self._resumed_network = None
-            self._unregistered["network"] = network.to(self.device, self.images.dtype, non_blocking=True)
-            self._forward = None
+            network = network.to(self.device, self.images.dtype, non_blocking=True)
+            if replays_graphs() and self.network is not None:  # what is recorded reads the weights where they are
+                self.network.load_state_dict(network.state_dict())
+            else:
+                self._unregistered["network"], self._forward, self._recorder = network, None, Recorder()
         return self._unregistered["network"]
 
     def update_images(self, optimizer: LightningOptimizer, derivative: Tensor) -> None:
