@@ -169,6 +169,9 @@ def test_a_recipe_of_ones_own_is_read_and_an_unknown_setting_is_named(tmp_path):
     path.write_text("evaluation: {recipe: {speed: 3}}")
     with pytest.raises(InputError, match=r"mine\.yaml' holds no evaluation\.recipe that is understood: .*speed"):
         load_recipe(str(path))
+    path.write_text("epochs: 3")
+    with pytest.raises(InputError, match="there is no key 'evaluation'"):
+        load_recipe(str(path))
     with pytest.raises(InputError, match=r"no 'evaluation/idcc\.yaml'"):
         load_recipe("idcc")
 

@@ -143,4 +143,5 @@ def load_recipe(name: str) -> Recipe:
         read = parser.parse_object({"recipe": {"name": path.stem, **settings}})
         return cast(Recipe, parser.instantiate_classes(read).recipe)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ArgumentError) as error:
-        raise InputError(f"'{path}' holds no evaluation.recipe that is understood: {last_line(error)}") from error
+        said = f"there is no key {error}" if isinstance(error, KeyError) else last_line(error)
+        raise InputError(f"'{path}' holds no evaluation.recipe that is understood: {said}.") from error
