@@ -298,7 +298,7 @@ class CondensationCLI(LightningCLI):
         memory = "Let glibc keep freed memory for the next step: faster on the CPU, holds the peak memory."
         compilation = "Compile networks by torch.compile: half a minute at the start of every process, then faster."
         graphs = (
-            "Record the work of a step on a GPU as CUDA graphs, and replay them: as fast as the GPU, not as Python."
+            "Record the work of a step on a GPU once and replay it (CUDA graphs), so that it does not wait for Python."
         )
         threads = "Threads of a process on the CPU: auto takes one for small images, and otherwise PyTorch's."
         parser.add_argument("--keep_freed_memory", type=bool, default=True, help=memory)

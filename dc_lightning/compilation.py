@@ -1,14 +1,16 @@
 """Compilation of networks by torch.compile, and replay of recorded CUDA graphs: off unless they are switched on."""
 
+import gc
 import warnings
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from dc_lightning.errors import first_line
+from dc_lightning.errors import InputError, first_line
 
 Loss = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """See `Condenser.loss`."""
@@ -17,7 +19,7 @@ _MOST_VERSIONS = 64  # of one network's code: shapes of batches, train and eval 
 
 _enabled = False
 _replaying = False
-_recording = False  # a step, within which no network is recorded by itself
+_recording = False  # a loss, whose networks must not be recorded by themselves meanwhile
 
 
 def compile_networks(enabled: bool = True) -> None:
@@ -33,13 +35,16 @@ def compile_networks(enabled: bool = True) -> None:
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that calls the network, ``(n, C, H, W)`` to ``(n, num_classes)``, replayed or compiled if that is on.
+    """A function that calls the network, ``(n, C, H, W)`` to ``(n, num_classes)``, compiled or replayed if that is on.
 
-    Where that fails (no compiler, or an operation that is not supported), it warns once and switches compilation off.
-    The parameters are the network's own; it is not a module, so that an attribute of one does not register them again.
+    Where compilation fails (no compiler, or an operation that is not supported), it warns once and switches it off.
+    A replayed pass is valid until the next one of that shape: one backward pass after each forward pass. The
+    parameters are the network's own; it is not a module, so that an attribute of one does not register them again.
     """
-    if _replaying:
-        return _replayed(network)
+    return _replayed(network, _compiled(network)) if _replaying else _compiled(network)
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
     if not _enabled:
         return network.__call__
     # an older name of recompile_limit, which all supported versions have
@@ -71,22 +76,19 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def replay_graphs(enabled: bool = True) -> None:
     """Switches CUDA graphs on or off for the whole process: a GPU then waits less for Python.
 
-    The loss of a class with its derivative, and a network's forward and backward pass in training, are recorded at
-    their first call, and replayed afterwards. They hold the memory of their batches until the end of the run. What is
-    recorded must not wait for the GPU, nor depend on Python's state.
+    The loss of a class with its derivative is recorded at the first call for that class, and a network's passes in
+    training at the first batch of a shape; later calls replay the same work on the same memory, which they hold. So a
+    loss may read only its arguments, weights, and tensors that are changed in place, draw from torch's own generators
+    alone, and never wait for the GPU. In mixed precision networks are not recorded by themselves.
     """
     global _replaying
     _replaying = enabled
-    warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")  # that of the recording, by design
-
-
-def replays_graphs() -> bool:
-    """Whether that is switched on."""
-    return _replaying
+    if enabled:
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")  # that of the recording
 
 
 class Recorder:
-    """The loss of a class, and its derivative with respect to the synthetic images; replayed, if that is switched on.
+    """The loss of a class and its derivative; replayed, if that is switched on.
 
     The network is the same object at every call with the same label, its weights in the same memory.
     """
@@ -95,83 +97,100 @@ class Recorder:
         self._records: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]] = {}
         self._pool: Any = None
 
-    def __call__(self, loss: Loss, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> list[Tensor]:
-        """A scalar and a tensor ``(n, C, H, W)``, valid until the next call; see `Condenser.loss`."""
+    def __call__(
+        self, loss: Loss, network: nn.Module, real: Tensor, synthetic: Tensor, label: int, stored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Condenser.loss`: its value, a scalar, and its derivative with respect to the stored images.
 
-        def slope(real: Tensor, synthetic: Tensor) -> list[Tensor]:
-            synthetic = synthetic.detach().requires_grad_()
+        Raises:
+            InputError: if the loss cannot be recorded.
+        """
+        if not _replaying or not real.is_cuda or real.requires_grad:
             value = loss(network, real, synthetic, label)
-            return [value.detach(), *torch.autograd.grad(value, synthetic)]
-
-        if not _replaying or not real.is_cuda:
-            return slope(real, synthetic)
+            return value.detach(), torch.autograd.grad(value, stored)[0]
         key = label, real.shape, synthetic.shape
         if key not in self._records:
-            try:
-                self._records[key] = self._record(slope, [real, synthetic])
-            except RuntimeError as error:
-                _cannot_replay(error)
-                return slope(real, synthetic)
-        graph, places, found = self._records[key]
+            self._records[key] = self._record(loss, network, real, synthetic, label)
+        graph, places, (value, slope) = self._records[key]
         for place, tensor in zip(places, (real, synthetic), strict=True):
             place.copy_(tensor.detach())
         graph.replay()
-        return found
+        return value, torch.autograd.grad(synthetic, stored, slope)[0]
 
-    def _record(self, function: Callable[..., list[Tensor]], given: list[Tensor]) -> Any:
+    def _record(self, loss: Loss, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Any:
         global _recording
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        places, graph, stream = (
-            [tensor.detach().clone() for tensor in given],
-            torch.cuda.CUDAGraph(),
-            torch.cuda.Stream(),
-        )
+        real, synthetic = real.detach().clone(), synthetic.detach().clone()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+        def run() -> list[Tensor]:
+            images = synthetic.detach().requires_grad_()
+            value = loss(network, real, images.view_as(images), label)
+            return [value.detach(), *torch.autograd.grad(value, images)]
+
         _recording = True
         try:
-            with torch.random.fork_rng([given[0].device]):
+            with _trial(network, real.device, "The loss"):
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     for _ in range(2):  # libraries set themselves up
-                        function(*places)
+                        run()
                 torch.cuda.current_stream().wait_stream(stream)
                 torch.clear_autocast_cache()  # a cast weight would be that of now
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                    found = function(*places)
-                torch.clear_autocast_cache()
+                    found = run()
         finally:
             _recording = False
-        return graph, places, found
+            torch.clear_autocast_cache()
+        return graph, [real, synthetic], found
 
 
-def _replayed(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def renew(kept: nn.Module | None, fresh: nn.Module) -> bool:
+    """Gives the network that recorded work reads all of a fresh one, if both are alike; says whether it did."""
+    if not _replaying or kept is None or str(kept) != str(fresh):
+        return False
+    old, new = ([*network.parameters(), *network.buffers()] for network in (kept, fresh))
+    if [(tensor.shape, tensor.device) for tensor in old] != [(tensor.shape, tensor.device) for tensor in new]:
+        return False
+    with torch.no_grad():
+        for before, after in zip(old, new, strict=True):
+            before.copy_(after)
+    for part, other in zip(kept.modules(), fresh.modules(), strict=True):
+        part.training = other.training
+    kept.zero_grad()
+    return True
+
+
+def _replayed(network: nn.Module, otherwise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The network, whose passes in training are recorded, one for each shape of a batch."""
-    calls: dict[Hashable, Callable[[Tensor], Tensor]] = {}
+    calls: dict[Hashable, Any] = {}
 
     def forward(images: Tensor) -> Tensor:
-        recordable = images.is_cuda and torch.is_grad_enabled() and not torch.is_autocast_enabled("cuda")
-        if not _replaying or _recording or not recordable:
+        if not _replaying or not images.is_cuda or torch.is_autocast_enabled("cuda"):
+            return otherwise(images)
+        if _recording or not torch.is_grad_enabled() or images.requires_grad:
             return network(images)
-        key = (images.shape, network.training)
+        key = images.shape, *(part.training for part in network.modules())
         if key not in calls:
-            try:
-                calls[key] = _record_network(network, images)
-            except RuntimeError as error:
-                _cannot_replay(error)
-                return network(images)
-        return calls[key](images)
+            gc.collect()  # of the networks before this one
+            with _trial(network, images.device, "The network"):
+                calls[key] = torch.cuda.make_graphed_callables(nn.Sequential(network), (images.detach().clone(),))
+        return cast(Tensor, calls[key](images))
 
     return forward
 
 
-def _record_network(network: nn.Module, images: Tensor) -> Any:
-    kept = [buffer.clone() for buffer in network.buffers()]  # statistics, which a trial run moves
-    with torch.random.fork_rng([images.device]):
-        call = torch.cuda.make_graphed_callables(nn.Sequential(network), (images.detach().clone(),))
-    for buffer, before in zip(network.buffers(), kept, strict=True):
-        buffer.copy_(before)
-    return call
-
-
-def _cannot_replay(error: RuntimeError) -> None:
-    replay_graphs(False)
-    rank_zero_warn(f"This cannot be recorded as a CUDA graph ({first_line(error)}); continuing without.")
+@contextmanager
+def _trial(network: nn.Module, device: torch.device, what: str) -> Iterator[None]:
+    """Leaves the statistics of a network and the random numbers as they were, whatever runs meanwhile."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng([device]):
+            yield
+    except RuntimeError as error:
+        raise InputError(
+            f"{what} cannot be recorded as a CUDA graph ({first_line(error)}); leave out --cuda_graphs."
+        ) from error
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -53,17 +53,17 @@ def require_at_least(prefix: str = "", **settings: tuple[float | None, float]) -
             raise InputError(f"{prefix}{name} must be at least {least}, got {value}.")
 
 
-def require_known(kind: str, words: str | Iterable[str], known: Iterable[str], more: str = "") -> None:
+def require_known(kind: str, words: Any, known: Iterable[str], more: str = "") -> None:
     """Checks one word or several that name a ``kind``; ``more`` follows the known ones in the message.
 
     Raises:
         InputError: if one is unknown; names those that are known, and the one that is near.
     """
     known = list(known)
-    for word in [words] if isinstance(words, str) else words:
+    for word in words if isinstance(words, list | tuple) else [words]:
         if word not in known:
             expected = f"expected one of {', '.join(known)}{more}"
-            raise InputError(f"Unknown {kind} '{word}': {expected}.{suggestion(word, known)}")
+            raise InputError(f"Unknown {kind} '{word}': {expected}.{suggestion(str(word), known)}")
 
 
 class OneSentenceParser(argparse.ArgumentParser):

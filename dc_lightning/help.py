@@ -56,7 +56,7 @@ _TEXTS = {
   --checkpoint.every_n N           outer iterations between checkpoints that are kept
   --ckpt_path FILE                 resume: a checkpoint, last, or auto
   --compile true                   compile networks
-  --cuda_graphs true               on a GPU: record a step and replay it, three to four times as fast
+  --cuda_graphs true               on a GPU: record a step and replay it, so that it does not wait for Python
   --threads N                      on the CPU; auto (the default) takes one for small images""",
     "evaluate": f"""
   dc-lightning evaluate --data FashionMNIST --synthetic synthetic.pt --evaluation.networks M

@@ -102,7 +102,7 @@ def test_what_is_missing_is_said(monkeypatch):
     with pytest.raises(InputError, match="'nowhere' is no dataset"):
         HuggingFace("nowhere").prepare_data()
     datasets.DatasetDict(training=dataset(6)).save_to_disk("saved")
-    with pytest.raises(InputError, match=r"Unknown split of data\.train 'train': expected one of training"):
+    with pytest.raises(InputError, match=r"Unknown data\.train 'train': expected one of training"):
         HuggingFace("saved").setup()
     with pytest.raises(InputError, match=r"data\.label is 'class'.*it has picture \(Image\), label \(ClassLabel\)"):
         HuggingFace("saved", train="training", label="class").setup()

@@ -85,7 +85,7 @@ class HuggingFace(ImageFiles):
     def load(self) -> tuple[Split, Split, Sequence[str]]:
         """See `CondensationDataModule.load`."""
         splits = self._read_splits()
-        require_known("split of data.train", self.train_split, splits)
+        require_known("data.train", self.train_split, splits)
         features = splits[self.train_split].features
         images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
         if not images or self.label not in features:

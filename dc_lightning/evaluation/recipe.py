@@ -144,4 +144,4 @@ def load_recipe(name: str) -> Recipe:
         return cast(Recipe, parser.instantiate_classes(read).recipe)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ArgumentError) as error:
         said = f"there is no key {error}" if isinstance(error, KeyError) else last_line(error)
-        raise InputError(f"'{path}' holds no evaluation.recipe that is understood: {said}.") from error
+        raise InputError(f"'{path}' holds no evaluation.recipe that is understood: {said.rstrip('.')}.") from error

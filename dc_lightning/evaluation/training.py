@@ -151,7 +151,7 @@ class ClassifierModule(LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Compiles the network if that is switched on."""
+        """Compiles or records the network if that is switched on."""
         self._forward = compiled(self.network)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

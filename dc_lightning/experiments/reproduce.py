@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--experiments", type=int, default=5, help="synthetic sets a cell, seeds 0.. (paper: 5)")
     add("--output", type=expanded_path, default=Path("lightning_logs/reproduce"), help="one folder a cell below")
     add("--dry-run", action="store_true", help="list the cells, and make sure that they could run")
-    add("--estimate", action="store_true", help="list the cells and their hours, by three iterations of each")
+    add("--estimate", action="store_true", help="list the cells and their hours, by the best of three iterations")
     return parser
 
 

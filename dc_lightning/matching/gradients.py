@@ -25,7 +25,7 @@ def network_gradient(
         label: class of all the images.
         create_graph: keep the graph, to differentiate the gradient itself.
         chunk_size: images a pass, None for all; the same as long as the network treats images one by one.
-        forward: the same network, compiled; None takes the network itself.
+        forward: the same network, see `compiled`; None takes the network itself.
 
     Returns:
         One tensor per parameter, in their order.

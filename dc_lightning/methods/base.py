@@ -10,7 +10,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
-from dc_lightning.compilation import Recorder, compiled, replays_graphs
+from dc_lightning.compilation import Recorder, compiled, renew
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least, require_known
@@ -126,6 +126,8 @@ class Condenser(LightningModule):
             real: float, ``(batch, C, H, W)``, normalised.
             synthetic: likewise, decoded, with a graph to the stored images.
             label: the class.
+
+        What it may read besides, where its work is recorded on a GPU: see `replay_graphs`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(network, real, synthetic, label).")
 
@@ -170,8 +172,8 @@ class Condenser(LightningModule):
             batches = self.real_batch(label, step), self.synthetic_batch(stored, label, step)
             real, synthetic = self.augment(*batches, label, step)
             with self.seeded("match", step, label):
-                value, slope = self._recorder(self.loss, network, real, synthetic, label)
-            (derivative[self.rows_of(label)],) = torch.autograd.grad(synthetic, stored, slope)
+                value, slope = self._recorder(self.loss, network, real, synthetic, label, stored)
+            derivative[self.rows_of(label)] = slope
             loss += value
         return loss, derivative
 
@@ -216,7 +218,7 @@ class Condenser(LightningModule):
         return self._unregistered.get("network")
 
     def forward_of(self, network: nn.Module) -> Forward:
-        """The network of this outer iteration, compiled if that is switched on."""
+        """The network of this outer iteration, compiled or replayed if that is switched on."""
         if network is not self.network:
             return compiled(network)
         self._forward = self._forward or compiled(network)
@@ -293,9 +295,7 @@ class Condenser(LightningModule):
                 network.load_state_dict(self._resumed_network)
             self._resumed_network = None
             network = network.to(self.device, self.images.dtype, non_blocking=True)
-            if replays_graphs() and self.network is not None:  # what is recorded reads the weights where they are
-                self.network.load_state_dict(network.state_dict())
-            else:
+            if not renew(self.network, network):
                 self._unregistered["network"], self._forward, self._recorder = network, None, Recorder()
         return self._unregistered["network"]
 

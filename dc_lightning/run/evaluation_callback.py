@@ -98,7 +98,7 @@ class EvaluationCallback(Callback):
         require_at_least("evaluation.", num_networks=(num_networks, 1), every_n=(every_n, 0), **of_whole_set)
         if choose_iteration and not every_n:
             raise InputError("evaluation.choose_iteration compares evaluations of a run; give evaluation.every_n.")
-        require_known("baseline of evaluation.baselines", baselines, get_args(Baseline))
+        require_known("evaluation.baselines", baselines, get_args(Baseline))
         self.networks = networks
         self.num_networks = num_networks
         self.every_n = every_n
