@@ -1,6 +1,6 @@
 """Times every part of a run against a plain version of the same mathematics, alternating in one run.
 
-    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--compile] [--options] [--output benchmark.json]
+    python tests/benchmark.py [--ipc 1 10 50] [--rounds 3] [--compile] [--options [NAME ...]] [--output benchmark.json]
 
 The plain version, in this file, is what anybody would write from the paper: PyTorch's own layers, class by class, whole
 batches, augmentation image by image with SciPy. Ours is what a run does. Each has a process of its own, since memory
@@ -8,7 +8,8 @@ allocation is set for a whole process; they take turns. ConvNet, images of 1x28x
 same), 256 real images a class, on a GPU where there is one. All get the same inputs, and what they come to is
 compared: how far apart the images or weights are moved, relative to how far they are moved. With --compile ours is also
 timed with compiled networks; with --options a matching step of every method and with every option by itself, with the
-number of times that the host waits for a GPU in it, and the parts of a round of IDC and DREAM. Then what Lightning
+number of times that the host waits for a GPU in it, and the parts of a round of IDC and DREAM; names choose some of
+these, and an empty --ipc leaves out the rest. Then what Lightning
 costs: the time between two matching steps with progress bar, TensorBoard and checkpoints on. Prints tables, and writes
 JSON.
 """
@@ -204,12 +205,17 @@ OPTIONS = ON_ONE | {
     "--compile true": COMPILED,
     "--model.real_chunk_size": Way(model={"real_chunk_size": 64 if ON_GPU else REAL}),
     "--trainer.precision bf16-mixed": Way(precision="bf16-mixed"),
-    **({"--cuda_graphs true": Way(graphs=True)} if ON_GPU else {}),
     "DSA": Way(model={"augmentation": "siamese"}),
     "DM": Way(method=DistributionMatching),
     "IDC": Way(method=IDC),
     "DREAM": Way(method=DREAM, model={"batch_network": 64}),
 }
+GRAPHS = {
+    "": Way(graphs=True),
+    "DM, ": Way(graphs=True, method=DistributionMatching),
+    "IDC, ": Way(graphs=True, method=IDC),
+}
+OPTIONS |= {f"{method}--cuda_graphs true": way for method, way in GRAPHS.items() if ON_GPU}
 
 
 class Case:
@@ -521,16 +527,18 @@ def convolution_rate():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--ipc", type=int, nargs="*", default=[1, 10, 50])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with compiled networks")
-    parser.add_argument("--options", action="store_true", help="also a matching step with every option by itself")
+    each = "also a matching step with every option by itself, or with those that are named"
+    parser.add_argument("--options", nargs="*", metavar="NAME", help=f"{each}: {', '.join(OPTIONS)}")
     parser.add_argument("--output", default="benchmark.json")
     options = parser.parse_args()
+    chosen = {} if options.options is None else {name: OPTIONS[name] for name in options.options or OPTIONS}
     keep_freed_memory()  # for the rate of the convolution
     rate, rows = convolution_rate(), []
     ways = WAYS | ({"compiled": COMPILED} if options.compile else {})
-    with processes(ways | (OPTIONS if options.options else {})) as pipes:
+    with processes(ways | chosen) as pipes:
         in_turn = {name: pipes[name] for name in ways}
         for ipc in options.ipc:
             case = Case(ipc, WAYS["plain"])
@@ -543,8 +551,8 @@ def main():
             rows.append({"part": "augmentation", "ipc": ipc, **found})
         content = {"convolution_gflop_per_second": rate, "parts": rows, **environment()}
         save(options.output, content)
-        if options.options:
-            content["options"] = options_one_by_one(pipes, options.rounds)
+        if chosen:
+            content["options"] = options_one_by_one({name: pipes[name] for name in ("ours", *chosen)}, options.rounds)
             save(options.output, content)
             content["round"] = parts_of_a_round(pipes, options.rounds)
     mean, median = overhead()
@@ -570,9 +578,8 @@ def save(path: str, found: dict[str, Any]) -> None:
         json.dump(found, file, indent=2)
 
 
-def options_one_by_one(pipes: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
+def options_one_by_one(in_turn: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
     """A matching step at ten images a class with each option, beside the default."""
-    in_turn = {name: pipes[name] for name in ("ours", *OPTIONS)}
     found = alternate(in_turn, "matching_step", 10, rounds)
     rows = []
     for name, pipe in in_turn.items():
@@ -586,8 +593,12 @@ def options_one_by_one(pipes: dict[str, Connection], rounds: int) -> list[dict[s
 
 def parts_of_a_round(pipes: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
     """Of IDC, and DREAM's choice, which takes as long the first time."""
-    found = [{"part": part, "ipc": 1, **alternate({"IDC": pipes["IDC"]}, part, 1, rounds)} for part in ROUND]
-    return [*found, {"part": "choice", "ipc": 10, **alternate({"DREAM": pipes["DREAM"]}, "choice", 10, 1, warm_up=0)}]
+    asked = [("IDC", part, 1, rounds, 2) for part in ROUND] + [("DREAM", "choice", 10, 1, 0)]
+    return [
+        {"part": part, "ipc": ipc, **alternate({name: pipes[name]}, part, ipc, turns, warm_up)}
+        for name, part, ipc, turns, warm_up in asked
+        if name in pipes
+    ]
 
 
 def ratios(seconds, base, way):
@@ -600,6 +611,8 @@ def show(rows, ways, rate):
     title = (
         f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads; medians; ratios to plain (least, most)"
     )
+    if not rows:
+        return
     table = Table("part", "ipc", "plain", title=title)
     for way in ways[1:]:
         for name in (way, "ratio", "GFLOP/s", "of the rate", "difference"):
