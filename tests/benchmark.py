@@ -9,9 +9,8 @@ same), 256 real images a class, on a GPU where there is one. All get the same in
 compared: how far apart the images or weights are moved, relative to how far they are moved. With --compile ours is also
 timed with compiled networks; with --options a matching step of every method and with every option by itself, with the
 number of times that the host waits for a GPU in it, and the parts of a round of IDC and DREAM; names choose some of
-these, and an empty --ipc leaves out the rest. Then what Lightning
-costs: the time between two matching steps with progress bar, TensorBoard and checkpoints on. Prints tables, and writes
-JSON.
+these, and an empty --ipc leaves out the rest. Then what Lightning costs: the time between two matching steps with
+progress bar, TensorBoard and checkpoints on. Prints tables, and writes JSON.
 """
 
 import argparse
@@ -608,11 +607,11 @@ def ratios(seconds, base, way):
 
 
 def show(rows, ways, rate):
+    if not rows:
+        return
     title = (
         f"convolution: {rate:.0f} GFLOP/s, {torch.get_num_threads()} threads; medians; ratios to plain (least, most)"
     )
-    if not rows:
-        return
     table = Table("part", "ipc", "plain", title=title)
     for way in ways[1:]:
         for name in (way, "ratio", "GFLOP/s", "of the rate", "difference"):

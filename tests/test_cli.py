@@ -229,7 +229,7 @@ BAD = {
         ["--evaluation.features_network", "test_cli.NoLinear", "--evaluation.baselines", "[herding]"],
         "has none that it uses",
     ),
-    "ipc": (["--model.ipc", "0"], "ipc must be at least 1, got 0."),
+    "ipc": (["--model.ipc", "0"], "ipc must be at least 1 (synthetic images per class), got 0."),
     "negative ipc": (["--model.ipc", "-3"], "got -3"),
     "no number": (["--model.ipc", "many"], "many"),
     "image size": (["--model.network", "VGG11"], "VGG11 needs images of at least 32x32 pixels, got 6x6"),

@@ -194,7 +194,7 @@ def test_loops_between_the_rows_of_the_paper():
         ({"ipc": -2}, "got -2"),
         ({"outer_steps": 0}, "outer_steps must be at least 1"),
         ({"lr_images": float("nan")}, "lr_images must be at least 0"),
-        ({"init": "zeros"}, "Unknown model.init .zeros.: expected one of noise, real, k-means, nearest"),
+        ({"init": "zeros"}, "Unknown model.init 'zeros': expected one of noise, real, k-means, nearest"),
         ({"lr_images_cooldown": 1.5}, "from 0 to 1, got 1.5"),
         ({"lr_images_cooldown": float("nan")}, "from 0 to 1, got nan"),
         ({"distance": "l2"}, "ours, mse, cos"),

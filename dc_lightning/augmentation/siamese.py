@@ -136,7 +136,7 @@ class Siamese:
     def __init__(self, strategy: str | None = None) -> None:
         self.strategy = strategy
         self.names = strategy.split("_") if strategy else list(OPERATIONS)
-        require_known("operation of a strategy", self.names, OPERATIONS, ", or several joined by _")
+        require_known("operation", self.names, OPERATIONS, f", joined by _ in the strategy '{strategy}'")
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()}({self.strategy})"

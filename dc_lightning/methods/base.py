@@ -85,7 +85,9 @@ class Condenser(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require_at_least(ipc=(ipc, 1), lr_images=(lr_images, 0), momentum_images=(momentum_images, 0))
+        if ipc < 1:
+            raise InputError(f"ipc must be at least 1 (synthetic images per class), got {ipc}.")
+        require_at_least(lr_images=(lr_images, 0), momentum_images=(momentum_images, 0))
         require_at_least(real_chunk_size=(real_chunk_size, 1))
         if not 0 <= lr_images_cooldown <= 1:
             raise InputError(f"lr_images_cooldown is a share of the run, from 0 to 1, got {lr_images_cooldown}.")
@@ -125,9 +127,7 @@ class Condenser(LightningModule):
             network: of this outer iteration.
             real: float, ``(batch, C, H, W)``, normalised.
             synthetic: likewise, decoded, with a graph to the stored images.
-            label: the class.
-
-        What it may read besides, where its work is recorded on a GPU: see `replay_graphs`.
+            label: the class. For what else it may read where its work is recorded on a GPU see `replay_graphs`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(network, real, synthetic, label).")
 
