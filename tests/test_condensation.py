@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dc_lightning import CondensationModule, DistributionMatching, InputError
 from dc_lightning.data import TorchDataset
-from dc_lightning.methods.gradient_matching import default_loops
+from dc_lightning.methods.loops import default_loops
 from dc_lightning.networks import NETWORKS
 from dc_lightning.synthetic import initial
 
@@ -92,6 +92,24 @@ def test_condensing_brings_the_gradients_together(tmp_path):
     module = CondensationModule(network="MLP", lr_images=0.5)
     trainer(tmp_path, 60, callbacks=[Losses()]).fit(module, datamodule=TinyData())
     assert sum(losses[-10:]) / 10 < 0.8 * losses[0]
+
+
+def test_networks_train_on_real_images_where_asked(tmp_path):
+    batches = []
+
+    class Watched(CondensationModule):
+        def network_batches(self, step):
+            for images, labels, seed in super().network_batches(step):
+                batches.append((images.clone(), labels.clone()))
+                yield images, labels, seed
+
+    data = TinyData(batch_real=4)
+    trainer(tmp_path, 2).fit(Watched(network="MLP", ipc=3, network_images=6), datamodule=data)
+    assert [len(images) for images, _ in batches] == [4, 2] * 4  # two outer iterations of three steps
+    assert len({tuple(labels.tolist()) for _, labels in batches}) > 2
+    for images, labels in batches:
+        for image, label in zip(images, labels, strict=True):
+            assert any(torch.equal(image, real) for real in data.real.take(data.real.rows[label]))
 
 
 def test_real_init_takes_images_of_the_class(tmp_path):
@@ -199,6 +217,7 @@ def test_loops_between_the_rows_of_the_paper():
         ({"lr_images_cooldown": float("nan")}, "from 0 to 1, got nan"),
         ({"distance": "l2"}, "ours, mse, cos"),
         ({"real_chunk_size": 0}, "real_chunk_size"),
+        ({"network_images": -1}, "network_images must be at least 0"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
@@ -307,9 +326,17 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("augmentation", [None, "siamese"])
-@pytest.mark.parametrize("method", [CondensationModule, DistributionMatching])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (CondensationModule, {"inner_epochs": 1}),
+        (CondensationModule, {"network_images": 6}),
+        (DistributionMatching, {}),
+    ],
+    ids=["on the set", "on real images", "DM"],
+)
 @pytest.mark.parametrize("network", ["MLP", "ConvNetD1", "ConvNetBN"])
-def test_a_step_never_makes_the_host_wait(network, method, augmentation, tmp_path):
+def test_a_step_never_makes_the_host_wait(network, method, settings, augmentation, tmp_path):
     counted = []
 
     class Counted(method):
@@ -318,8 +345,7 @@ def test_a_step_never_makes_the_host_wait(network, method, augmentation, tmp_pat
                 super().training_step(batch, batch_idx)
             counted.append(operations)
 
-    steps = {"inner_epochs": 1} if method is CondensationModule else {}
-    module = Counted(network=network, ipc=2, augmentation=augmentation, **steps)
+    module = Counted(network=network, ipc=2, augmentation=augmentation, **settings)
     trainer(tmp_path, 4 // module.outer_steps).fit(module, datamodule=TinyData(size=(8, 8)))
     assert len(counted) == 4
     assert all(operations.count > 50 for operations in counted)

@@ -32,6 +32,7 @@ NETWORK = {"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth":
 METHODS = {
     "DC": ("CondensationModule", {"outer_steps": 3, "inner_epochs": 1}),
     "DSA": ("CondensationModule", {"outer_steps": 3, "inner_epochs": 1, "augmentation": "siamese"}),
+    "DC, networks on real images": ("CondensationModule", {"outer_steps": 3, "network_images": 12}),
     "DM": ("DistributionMatching", {}),
     "IDC": ("IDC", {"outer_steps": 3, "network_images": 30, "batch_network": 8}),
     "DREAM": ("DREAM", {"outer_steps": 3, "network_images": 30, "batch_network": 8, "interval": 2}),

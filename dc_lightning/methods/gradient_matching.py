@@ -1,9 +1,8 @@
 """DC and DSA: gradients of real and synthetic images are matched (paper, algorithm 1; ``main.py`` of its code)."""
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -14,22 +13,9 @@ from dc_lightning.matching.batch_norm import freeze_batch_norm, has_batch_norm
 from dc_lightning.matching.distances import DISTANCES
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.methods.base import Condenser
+from dc_lightning.methods.loops import default_loops
 from dc_lightning.networks import Shape
 from dc_lightning.parts import Spec, as_spec, find, make
-
-_INNER_EPOCHS = {10: 50, 20: 25, 30: 20, 40: 15, 50: 10}  # paper, appendix A; get_loops of the authors' code
-
-
-def default_loops(ipc: int) -> tuple[int, int]:
-    """Matching steps an outer iteration, and epochs of network training between two of them, for an ipc of at least 1.
-
-    The paper's table has ipc 1, 10, 20, 30, 40, 50. For any other there are ipc matching steps, as in all its rows. The
-    epochs are interpolated linearly between the rows, rounded half up; from 10 downwards they stay 50 (with ipc 1
-    there is no second step, so that its single epoch is never run), from 50 upwards they stay 10.
-    """
-    if ipc == 1:
-        return 1, 1
-    return ipc, math.floor(np.interp(ipc, list(_INNER_EPOCHS), list(_INNER_EPOCHS.values())) + 0.5)
 
 
 class CondensationModule(Condenser):
@@ -43,8 +29,10 @@ class CondensationModule(Condenser):
         distance: of two gradients; ``ours``, ``mse``, ``cos``, or as for the network.
         outer_steps: matching steps an outer iteration; None takes `default_loops`.
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
+        network_images: real images on which the network trains there in place of those epochs, in batches of
+            ``data.batch_real``; 0 takes the synthetic set, as in the papers.
         lr_network: learning rate of that training.
-        batch_synthetic: its batch size.
+        batch_synthetic: its batch size on the synthetic set.
         batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
         **kwargs: see `Condenser`; ``lr_images`` is 0.1 where None, and 0.01 for the MLP, as in the paper.
 
@@ -57,6 +45,7 @@ class CondensationModule(Condenser):
         distance: Spec = "ours",
         outer_steps: int | None = None,
         inner_epochs: int | None = None,
+        network_images: int = 0,
         lr_network: float = 0.01,
         batch_synthetic: int = 256,
         batch_norm_images: int = 16,
@@ -64,12 +53,13 @@ class CondensationModule(Condenser):
     ) -> None:
         super().__init__(**kwargs)
         require_at_least(outer_steps=(outer_steps, 1), inner_epochs=(inner_epochs, 0), lr_network=(lr_network, 0))
+        require_at_least(network_images=(network_images, 0))
         require_at_least(batch_synthetic=(batch_synthetic, 1), batch_norm_images=(batch_norm_images, 1))
         self.distance = make("distance", DISTANCES, as_spec(distance))
-        default_steps, default_epochs = default_loops(self.ipc)
-        self.outer_steps = default_steps if outer_steps is None else outer_steps
-        self.inner_epochs = default_epochs if inner_epochs is None else inner_epochs
-        self.lr_network, self.batch_synthetic, self.batch_norm_images = lr_network, batch_synthetic, batch_norm_images
+        steps, epochs = default_loops(self.ipc)
+        self.outer_steps, self.inner_epochs = outer_steps or steps, epochs if inner_epochs is None else inner_epochs
+        self.network_images, self.lr_network = network_images, lr_network
+        self.batch_synthetic, self.batch_norm_images = batch_synthetic, batch_norm_images
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -100,20 +90,30 @@ class CondensationModule(Condenser):
         synthetic_gradient = network_gradient(network, synthetic, label, create_graph=True)
         return self.distance(synthetic_gradient, real_gradient)
 
-    def train_network(self, network: nn.Module, step: int) -> None:
-        """Plain SGD epochs on the detached synthetic set (paper, algorithm 1, line 11)."""
-        network.train()
-        forward = self.forward_of(network)
-        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
+    def network_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Images, labels ``(n,)`` and a seed for their augmentation, on which the network trains after this step."""
+        generator = self.generator("inner", step)
+        if self.network_images:
+            rows_of = self.real.labels
+            chosen = torch.randint(len(rows_of), (self.network_images,), generator=generator)
+            for number, rows in enumerate(chosen.split(self.real.batch_real)):
+                images, labels = self.real.take(rows).to(self.images.dtype), rows_of[rows]
+                yield images, labels.to(images.device, non_blocking=True), self.derived_seed("inner", step, number)
+            return
         images = self.decode(self.images.detach())
         labels = self.labels.repeat(len(images) // len(self.labels))
-        generator = self.generator("inner", step)
         for epoch in range(self.inner_epochs):
             order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
             for number, rows in enumerate(order.split(self.batch_synthetic)):
-                batch = images[rows]
-                if self.augmentation is not None:
-                    batch = self.augmentation.batch(batch, self.derived_seed("inner augmentation", step, epoch, number))
-                optimizer.zero_grad()
-                cross_entropy(forward(batch), labels[rows]).backward()
-                optimizer.step()
+                yield images[rows], labels[rows], self.derived_seed("inner augmentation", step, epoch, number)
+
+    def train_network(self, network: nn.Module, step: int) -> None:
+        """Plain SGD on the detached synthetic set (paper, algorithm 1, line 11), or on real images."""
+        network.train()
+        forward = self.forward_of(network)
+        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
+        for images, labels, seed in self.network_batches(step):
+            images = images if self.augmentation is None else self.augmentation.batch(images, seed)
+            optimizer.zero_grad()
+            cross_entropy(forward(images), labels).backward()
+            optimizer.step()
