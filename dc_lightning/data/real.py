@@ -111,9 +111,9 @@ class RealImages:
         """Images by row number, ``(n,)`` to ``(n, C, H, W)``, normalised."""
         return self._images.take(rows)
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images by row number, ``(n, C, H, W)``, normalised, and their labels, ``(n,)``, on one device."""
-        images, chosen = self.take(torch.tensor(rows)), self.labels[rows]
+    def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images of rows ``(n,)``, ``(n, C, H, W)``, normalised, and their labels, ``(n,)``, on one device."""
+        images, chosen = self.take(torch.as_tensor(rows)), self.labels[rows]
         return images, chosen.to(images.device, non_blocking=True)
 
     def of_classes(self, classes: Sequence[int]) -> "RealImages":

@@ -94,11 +94,10 @@ class CondensationModule(Condenser):
         """Images, labels ``(n,)`` and a seed for their augmentation, on which the network trains after this step."""
         generator = self.generator("inner", step)
         if self.network_images:
-            rows_of = self.real.labels
-            chosen = torch.randint(len(rows_of), (self.network_images,), generator=generator)
+            chosen = torch.randint(len(self.real.labels), (self.network_images,), generator=generator)
             for number, rows in enumerate(chosen.split(self.real.batch_real)):
-                images, labels = self.real.take(rows).to(self.images.dtype), rows_of[rows]
-                yield images, labels.to(images.device, non_blocking=True), self.derived_seed("inner", step, number)
+                images, labels = self.real.batch(rows)
+                yield images.to(self.images.dtype), labels, self.derived_seed("inner", step, number)
             return
         images = self.decode(self.images.detach())
         labels = self.labels.repeat(len(images) // len(self.labels))

@@ -215,15 +215,15 @@ class IDC(Condenser):
 
     def network_batch(self, step: int, number: int) -> tuple[Tensor, Tensor]:
         """The next images and labels, ``(n,)``, in a shuffled pass over all real images, which keeps its last batch."""
-        rows_of = self.real.labels
-        per_pass = -(-len(rows_of) // self.batch_network)
+        count = len(self.real.labels)
+        per_pass = -(-count // self.batch_network)
         done = (self.current_epoch * (self.outer_steps - 1) + step) * self.network_steps + number
         number_of_pass, place = divmod(done, per_pass)
-        rows = self._shuffled(len(rows_of), "network images", number_of_pass)[
+        rows = self._shuffled(count, "network images", number_of_pass)[
             place * self.batch_network : (place + 1) * self.batch_network
         ]
-        images = self.real.take(rows).to(self.images.dtype)
-        return images, rows_of[rows].to(images.device, non_blocking=True)
+        images, labels = self.real.batch(rows)
+        return images.to(self.images.dtype), labels
 
     @property
     def network_steps(self) -> int:
