@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from dc_lightning.data.datamodule import CondensationDataModule
     from dc_lightning.errors import InputError
     from dc_lightning.evaluation import Evaluator, Recipe, load_recipe
-    from dc_lightning.methods import DREAM, IDC, CondensationModule, Condenser, DistributionMatching
+    from dc_lightning.methods import DREAM, IDC, CondensationModule, Condenser, DistributionMatching, FRePo
     from dc_lightning.run.checkpoints import Checkpoints
     from dc_lightning.run.evaluation_callback import EvaluationCallback
     from dc_lightning.run.progress import RunProgress
@@ -23,6 +23,7 @@ _MODULES = {
     "CondensationModule": "methods",
     "Condenser": "methods",
     "DistributionMatching": "methods",
+    "FRePo": "methods",
     "EvaluationCallback": "run.evaluation_callback",
     "Evaluator": "evaluation",
     "InputError": "errors",
@@ -43,6 +44,7 @@ __all__ = [
     "DistributionMatching",
     "EvaluationCallback",
     "Evaluator",
+    "FRePo",
     "InputError",
     "Recipe",
     "RunProgress",

@@ -38,7 +38,7 @@ _TEXTS = {
   dc-lightning fit --config configs/quickstart.yaml
   dc-lightning fit --config configs/base.yaml --config configs/methods/dsa.yaml --data FashionMNIST --model.ipc 10
 {_CONFIG}
-  --model NAME                     CondensationModule (DC and DSA), DistributionMatching, IDC, DREAM, or your own
+  --model NAME                     CondensationModule (DC and DSA), DistributionMatching, IDC, DREAM, FRePo, or your own
   --model.ipc N                    synthetic images per class
   --model.network NAME             that condenses: ConvNet, MLP, torchvision:NAME, timm:NAME, or your own
   --model.init NAME                to start from: noise, real, k-means, nearest

@@ -54,6 +54,7 @@ from dc_lightning import (
     Condenser,
     DistributionMatching,
     EvaluationCallback,
+    FRePo,
     Recipe,
     RunProgress,
     SyntheticSet,
@@ -208,6 +209,7 @@ OPTIONS = ON_ONE | {
     "DM": Way(method=DistributionMatching),
     "IDC": Way(method=IDC),
     "DREAM": Way(method=DREAM, model={"batch_network": 64}),
+    "FRePo": Way(method=FRePo),
 }
 GRAPHS = {
     "": Way(graphs=True),

@@ -355,7 +355,7 @@ def test_every_method_and_preset_is_made_and_scored_by_a_shipped_recipe(path):
     content = yaml.safe_load((CONFIGS / path).read_text())
     method = getattr(dc_lightning, content["model"]["class_path"].rpartition(".")[2])(**content["model"]["init_args"])
     recipe = dc_lightning.Recipe(**(content.get("evaluation") or {}).get("recipe", {}))
-    assert recipe == load_recipe({"DC": "dc", "DSA": "dsa", "DM": "dsa"}.get(method.name, "idc"))
+    assert recipe == load_recipe({"DC": "dc", "DSA": "dsa", "DM": "dsa", "FRePo": "dc"}.get(method.name, "idc"))
     if path == Path("methods/dc.yaml"):  # it shows every default
         own = {name: value for name, value in CondensationModule().hparams.items() if name != "seed"}
         assert content["model"]["init_args"] == own

@@ -6,9 +6,9 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dc_lightning import CondensationModule, DistributionMatching, InputError
+from dc_lightning import CondensationModule, DistributionMatching, FRePo, InputError
 from dc_lightning.data import TorchDataset
-from dc_lightning.methods.loops import default_loops
+from dc_lightning.methods.inner_loop import default_loops
 from dc_lightning.networks import NETWORKS
 from dc_lightning.synthetic import initial
 
@@ -332,8 +332,9 @@ class Operations(TorchDispatchMode):
         (CondensationModule, {"inner_epochs": 1}),
         (CondensationModule, {"network_images": 6}),
         (DistributionMatching, {}),
+        (FRePo, {"outer_steps": 2, "inner_epochs": 1}),
     ],
-    ids=["on the set", "on real images", "DM"],
+    ids=["on the set", "on real images", "DM", "FRePo"],
 )
 @pytest.mark.parametrize("network", ["MLP", "ConvNetD1", "ConvNetBN"])
 def test_a_step_never_makes_the_host_wait(network, method, settings, augmentation, tmp_path):

@@ -37,6 +37,7 @@ METHODS = {
     "DM": ("DistributionMatching", {}),
     "IDC": ("IDC", {"outer_steps": 3, "network_images": 30, "batch_network": 8}),
     "DREAM": ("DREAM", {"outer_steps": 3, "network_images": 30, "batch_network": 8, "interval": 2}),
+    "FRePo": ("FRePo", {"outer_steps": 3, "inner_epochs": 1}),
 }
 
 

@@ -17,7 +17,7 @@ from dc_lightning.evaluation.recipe import PLAIN
 from dc_lightning.files import shipped
 from dc_lightning.parts import arguments_of, part_name
 
-METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream")
+METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream", "frepo")
 """Ours, each a YAML in configs/methods with the protocol of its paper."""
 
 _NOT_COMPARED = set(
