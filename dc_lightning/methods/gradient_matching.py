@@ -22,6 +22,10 @@ class CondensationModule(InnerLoop):
     Bilen, ICML 2021): both batches of a class are augmented alike, with one draw a class and step, and so is the
     synthetic set on which the network trains, with one operation a batch and parameters an image.
 
+    Where the authors' code differs: its loops run K + 1 iterations, evaluate before the last update and save after it;
+    its backward pass is one for all classes, ours goes class by class, the same mathematics in less memory; its draws
+    are seeded by the clock; it knows epochs for the paper's images per class alone.
+
     Args:
         distance: of two gradients; ``ours``, ``mse``, ``cos``, or as for the network.
         batch_norm_images: real images per class whose statistics BatchNorm layers take before every matching step.
