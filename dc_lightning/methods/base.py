@@ -106,6 +106,8 @@ class Condenser(LightningModule):
         self._forward: Forward | None = None
         self._recorder = Recorder()
         self._resumed_network: dict[str, Tensor] | None = None
+        self._network_optimizer: torch.optim.Optimizer | None = None
+        self._resumed_optimizer: dict[str, Any] | None = None
         self._losses, self._steps = torch.zeros(()), 0  # sum over classes and the steps of this outer iteration
         self._curve = (0, 0.0)  # completed iterations, and the matching loss of the last
         self.resumed_at: int | None = None
@@ -224,6 +226,14 @@ class Condenser(LightningModule):
         self._forward = self._forward or compiled(network)
         return self._forward
 
+    def optimizer_of(self, network: nn.Module, **settings: Any) -> torch.optim.Optimizer:
+        """SGD of the network of this outer iteration, with the momentum that it gathered there, also after a resume."""
+        if self._network_optimizer is None:
+            self._network_optimizer = torch.optim.SGD(network.parameters(), **settings)
+            if self._resumed_optimizer is not None:
+                self._network_optimizer.load_state_dict(self._resumed_optimizer)
+        return self._network_optimizer
+
     @property
     def chunk_size(self) -> int | None:
         """Real images a pass: 64 on the CPU, as fast as 256 there (ConvNet, 1x28x28) at a quarter of the memory."""
@@ -293,7 +303,9 @@ class Condenser(LightningModule):
             network = make_network(self.network_spec, self.data, derive_seed(self.seed, "network", self.current_epoch))
             if self._resumed_network is not None and step > 0:
                 network.load_state_dict(self._resumed_network)
-            self._resumed_network = None
+            if step == 0:
+                self._resumed_optimizer = None
+            self._resumed_network, self._network_optimizer = None, None
             network = network.to(self.device, self.images.dtype, non_blocking=True)
             if not renew(self.network, network):
                 self._unregistered["network"], self._forward, self._recorder = network, None, Recorder()
@@ -332,11 +344,14 @@ class Condenser(LightningModule):
         checkpoint |= {**identity_of(self), "curve": self._curve}
         if self.network is not None and self.outer_steps > 1:
             checkpoint |= {"network": self.network.state_dict(), "losses": self._losses}
+        if self._network_optimizer is not None:
+            checkpoint["network_optimizer"] = self._network_optimizer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the network of an outer iteration that was interrupted, where the settings are the same."""
         require_same(checkpoint, self)
         self._unregistered.clear()
+        self._resumed_optimizer = checkpoint.get("network_optimizer")
         self._resumed_network, self._losses = checkpoint.get("network"), checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
         self.resumed_at = self._curve[0]

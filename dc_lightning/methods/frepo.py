@@ -52,6 +52,7 @@ class FRePo(InnerLoop):
         outer_steps: matching steps an outer iteration.
         inner_epochs: epochs of the network on the synthetic set after every matching step but the last.
         lr_network: learning rate of that training.
+        momentum_network: likewise, kept for an outer iteration.
         ridge: regularisation of the regression, in the mean square of the features.
         momentum_images: of Adam.
         **kwargs: see `InnerLoop`, `Condenser`; ``lr_images`` is 0.01 where None.
@@ -69,13 +70,21 @@ class FRePo(InnerLoop):
         init: Init = "real",
         outer_steps: int = 10,
         inner_epochs: int = 5,
-        lr_network: float = 0.1,
+        lr_network: float = 0.02,
+        momentum_network: float = 0.9,
         ridge: float = 1e-6,
         momentum_images: float = 0.9,
         **kwargs: Any,
     ) -> None:
-        loops = {"outer_steps": outer_steps, "inner_epochs": inner_epochs}
-        super().__init__(**loops, lr_network=lr_network, init=init, momentum_images=momentum_images, **kwargs)
+        super().__init__(
+            outer_steps=outer_steps,
+            inner_epochs=inner_epochs,
+            lr_network=lr_network,
+            momentum_network=momentum_network,
+            init=init,
+            momentum_images=momentum_images,
+            **kwargs,
+        )
         require_at_least(factor=(factor, 1))
         if ridge <= 0:
             raise InputError(f"ridge must be above 0 (regularisation of the regression), got {ridge}.")

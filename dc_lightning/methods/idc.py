@@ -109,8 +109,6 @@ class IDC(Condenser):
             "momentum": momentum_network,
             "weight_decay": weight_decay_network,
         }
-        self._network_optimizer: torch.optim.Optimizer | None = None
-        self._resumed_optimizer: dict[str, Any] | None = None
 
     def _set_distance(self, distance: Spec | None) -> None:
         self.distance = None if distance is None else as_spec(distance)
@@ -194,16 +192,11 @@ class IDC(Condenser):
             super().update_images(optimizer, grad)
 
     def prepare_network(self, network: nn.Module, step: int) -> None:
-        """Clamps the images and makes the network's optimizer, when an outer iteration starts or is resumed."""
+        """Clamps the images when an outer iteration starts."""
         network.train()
         if step == 0:
             with torch.no_grad():
                 self.images.clamp_(0, 1)
-        if step == 0 or self._network_optimizer is None:
-            self._network_optimizer = torch.optim.SGD(network.parameters(), **self.sgd)
-            if step and self._resumed_optimizer is not None:
-                self._network_optimizer.load_state_dict(self._resumed_optimizer)
-            self._resumed_optimizer = None
 
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
         """Distance of the two gradients of the convolution weights (paper, equation 3)."""
@@ -232,8 +225,7 @@ class IDC(Condenser):
 
     def train_network(self, network: nn.Module, step: int) -> None:
         """Trains on real images, augmented and mixed by CutMix (paper, algorithm 1; ``train_epoch``)."""
-        forward, optimizer = self.forward_of(network), self._network_optimizer
-        assert optimizer is not None
+        forward, optimizer = self.forward_of(network), self.optimizer_of(network, **self.sgd)
         for number in range(self.network_steps):
             images, labels = self.network_batch(step, number)
             if self.network_augmentation is not None:
@@ -243,15 +235,3 @@ class IDC(Condenser):
             optimizer.zero_grad()
             cross_entropy(forward(images), labels).backward()
             optimizer.step()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `Condenser`; with the network's optimizer."""
-        super().on_save_checkpoint(checkpoint)
-        if self._network_optimizer is not None:
-            checkpoint["network_optimizer"] = self._network_optimizer.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `Condenser`."""
-        super().on_load_checkpoint(checkpoint)
-        self._network_optimizer = None
-        self._resumed_optimizer = checkpoint.get("network_optimizer")

@@ -28,7 +28,7 @@ def default_loops(ipc: int) -> tuple[int, int]:
 
 
 class InnerLoop(Condenser):
-    """A method whose network trains by plain SGD between matching steps (DC's paper, algorithm 1, line 11).
+    """A method whose network trains by SGD between matching steps (DC's paper, algorithm 1, line 11).
 
     Args:
         outer_steps: matching steps an outer iteration; None takes `default_loops`.
@@ -36,6 +36,7 @@ class InnerLoop(Condenser):
         network_images: real images on which the network trains there in place of those epochs, in batches of
             ``data.batch_real``; 0 takes the synthetic set, as in the papers.
         lr_network: learning rate of that training.
+        momentum_network: likewise, kept for an outer iteration.
         batch_synthetic: its batch size on the synthetic set.
         **kwargs: see `Condenser`.
 
@@ -49,15 +50,18 @@ class InnerLoop(Condenser):
         inner_epochs: int | None = None,
         network_images: int = 0,
         lr_network: float = 0.01,
+        momentum_network: float = 0.0,
         batch_synthetic: int = 256,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         require_at_least(outer_steps=(outer_steps, 1), inner_epochs=(inner_epochs, 0), lr_network=(lr_network, 0))
+        require_at_least(momentum_network=(momentum_network, 0))
         require_at_least(network_images=(network_images, 0), batch_synthetic=(batch_synthetic, 1))
         steps, epochs = default_loops(self.ipc)
         self.outer_steps, self.inner_epochs = outer_steps or steps, epochs if inner_epochs is None else inner_epochs
-        self.network_images, self.lr_network, self.batch_synthetic = network_images, lr_network, batch_synthetic
+        self.network_images, self.batch_synthetic = network_images, batch_synthetic
+        self.lr_network, self.momentum_network = lr_network, momentum_network
 
     def network_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Images, labels ``(n,)`` and a seed for their augmentation, on which the network trains after this step."""
@@ -79,7 +83,7 @@ class InnerLoop(Condenser):
         """Trains on the detached synthetic set, or on real images."""
         network.train()
         forward = self.forward_of(network)
-        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr_network)
+        optimizer = self.optimizer_of(network, lr=self.lr_network, momentum=self.momentum_network)
         for images, labels, seed in self.network_batches(step):
             images = images if self.augmentation is None else self.augmentation.batch(images, seed)
             optimizer.zero_grad()
