@@ -279,7 +279,6 @@ class Case:
         if self.way.plain:
             plain_training(trained, self.images, self.labels, self.inner_order, lr=self.module.lr_network)
         else:
-            self.module._network_optimizer = None
             self.module.train_network(trained, 0)
         return [moved(trained, self.network)]
 

@@ -313,7 +313,7 @@ class Operations(TorchDispatchMode):
 
     def _noting(self, name, original):
         def noting(tensor, *args, **kwargs):
-            to_a_device = any(isinstance(argument, torch.device) for argument in args)
+            to_a_device = any(isinstance(argument, torch.device | torch.Tensor) for argument in args)
             if name != "to" or (to_a_device and not (True in args or kwargs.get("non_blocking"))):
                 self.waiting.append(name)
             return original(tensor, *args, **kwargs)

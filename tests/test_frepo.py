@@ -166,8 +166,10 @@ def test_bad_input_is_answered_in_a_sentence(tmp_path):
         FRePo(factor=0)
     with pytest.raises(InputError, match="factor"):
         condense(tmp_path, FRePo(network=NETWORK, factor=7))
-    with pytest.raises(InputError, match="must give one logit a class"):
-        condense(tmp_path, FRePo(network="conftest.embedding"))
+    with pytest.raises(InputError, match="momentum_images must be below 1"):
+        FRePo(momentum_images=1)
+    with pytest.raises(InputError, match="Embeddings are taken before the last linear layer, but Averages has none"):
+        condense(tmp_path, FRePo(network="conftest.Averages"))
 
 
 def test_features_of_a_network_are_what_its_last_layer_sees(tmp_path):

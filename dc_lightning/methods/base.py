@@ -33,8 +33,8 @@ class Condenser(LightningModule):
     summed. Classes, channels and image size come from the datamodule.
 
     A method overrides `loss`, and where it differs the attributes below, `complete`, `starting_images`, `real_batch`,
-    `synthetic_batch`, `decode`, `augment`, `prepare_network`, `train_network`, `match`; its state beyond images and
-    network it adds to the checkpoint, in ``on_save_checkpoint`` and ``on_load_checkpoint``.
+    `synthetic_batch`, `decode`, `augment`, `prepare_network`, `train_network`, `match`; its state beyond images,
+    network and that of `optimizer_of` it adds to the checkpoint, in ``on_save_checkpoint`` and ``on_load_checkpoint``.
 
     Args:
         network: to match in; see `make_network`.
@@ -202,6 +202,14 @@ class Condenser(LightningModule):
         """Stored images of a class, detached, ``(ipc, C, H, W)``."""
         return self.images.detach()[self.rows_of(label)]
 
+    def pairs_of(self, stored: Tensor, step: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Real and synthetic batches of all classes, augmented; ``stored`` are all stored images."""
+        pairs = [
+            self.augment(self.real_batch(label, step), self.decode(stored[self.rows_of(label)]), label, step)
+            for label in range(self.data.num_classes)
+        ]
+        return [real for real, _ in pairs], [synthetic for _, synthetic in pairs]
+
     def derived_seed(self, purpose: str, step: int, *label: int) -> int:
         """Seed of a draw in this outer iteration: the same on every process, and after a resume."""
         return derive_seed(self.seed, purpose, self.current_epoch, step, *label)
@@ -228,11 +236,13 @@ class Condenser(LightningModule):
 
     def optimizer_of(self, network: nn.Module, **settings: Any) -> torch.optim.Optimizer:
         """SGD of the network of this outer iteration, with the momentum that it gathered there, also after a resume."""
-        if self._network_optimizer is None:
-            self._network_optimizer = torch.optim.SGD(network.parameters(), **settings)
+        optimizer = self._network_optimizer
+        if optimizer is None or optimizer.param_groups[0]["params"][0] is not next(network.parameters()):
+            self._network_optimizer = optimizer = torch.optim.SGD(network.parameters(), **settings)
             if self._resumed_optimizer is not None:
-                self._network_optimizer.load_state_dict(self._resumed_optimizer)
-        return self._network_optimizer
+                optimizer.load_state_dict(self._resumed_optimizer)
+            self._resumed_optimizer = None
+        return optimizer
 
     @property
     def chunk_size(self) -> int | None:

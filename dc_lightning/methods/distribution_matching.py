@@ -59,11 +59,7 @@ class DistributionMatching(Condenser):
         if self.global_rank:
             return torch.zeros_like(self._losses), torch.zeros_like(self.images)
         stored = self.images.detach().requires_grad_()
-        pairs = [
-            self.augment(self.real_batch(label, step), self.decode(stored[self.rows_of(label)]), label, step)
-            for label in range(self.data.num_classes)
-        ]
-        reals, synthetics = zip(*pairs, strict=True)
+        reals, synthetics = self.pairs_of(stored, step)
         with self.seeded("match", step):
             with torch.no_grad():
                 real_features = embed(network, torch.cat(reals)).split([len(real) for real in reals])

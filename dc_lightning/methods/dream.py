@@ -80,7 +80,7 @@ class DREAM(IDC):
         return self.real.take(rows[rows >= 0]).to(self.images.dtype)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `IDC`; with the choice."""
+        """See `Condenser`; with the choice."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["chosen"] = self._chosen
 

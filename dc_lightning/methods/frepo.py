@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.matching.embeddings import embed
 from dc_lightning.methods.inner_loop import InnerLoop
+from dc_lightning.networks import Shape, make_network
 from dc_lightning.synthetic.formation import check_factor
 from dc_lightning.synthetic.initial import Init
 
@@ -16,21 +17,22 @@ _BETA = 0.99  # of the squares in Adam
 
 
 def ridge_prediction(real: Tensor, synthetic: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """Predictions for real images of a linear layer that ridge regression fits to synthetic ones (paper, equation 4).
+    """Predictions for real images of a linear layer that ridge regression fits to synthetic ones (``nfr`` of the code).
 
     Args:
         real: features, float, ``(m, d)``.
         synthetic: likewise, ``(n, d)``.
         targets: of the synthetic images, float, ``(n, classes)``.
-        ridge: times the mean square of the synthetic features, the regularisation; above 0.
+        ridge: regularisation, as a multiple of the mean squared norm of the synthetic features; above 0.
 
     Returns:
-        float64, ``(m, classes)``: a kernel of features is nearly singular, and float32 too coarse for it.
+        float64, ``(m, classes)``, as a kernel of features is nearly singular; float32 where the device has no other.
     """
-    real, synthetic, targets = real.double(), synthetic.double(), targets.double()
+    dtype = torch.float32 if real.device.type == "mps" else torch.float64
+    real, synthetic, targets = real.to(dtype), synthetic.to(dtype), targets.to(dtype)
     kernel = synthetic @ synthetic.T
-    regularised = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)
-    weights = torch.linalg.solve_ex(regularised, targets)[0]  # `solve` would wait for a GPU
+    identity = torch.eye(len(kernel), dtype=dtype, device=kernel.device)
+    weights = torch.linalg.solve_ex(kernel + ridge * kernel.diagonal().mean() * identity, targets)[0]  # never waits
     return real @ synthetic.T @ weights
 
 
@@ -39,12 +41,13 @@ class FRePo(InnerLoop):
 
     The layers before it are fixed for a matching step, so that the best last layer is a ridge regression, through which
     the error is differentiated; between two steps the whole network trains on the synthetic set. No gradient of a
-    gradient is taken, and real images need no backward pass: a step is several times as fast as gradient matching.
+    gradient is taken, and real images need no backward pass.
 
-    Where the authors differ: their network has batch norm and grows wider with every block; they learn the labels too,
-    which are hard here; ten networks take turns, each for a hundred steps, here one trains for an outer iteration;
-    it trains by Adam on squares, here by the loss of the evaluation; their optimizer of the images is LAMB at 3e-4,
-    here Adam.
+    Where the authors differ: they learn the labels too, with a loss of their margin, which are hard here; their network
+    has batch norm, of another momentum, and grows wider with every block; ten networks take turns, each for a hundred
+    steps, where one is used for an outer iteration here; theirs train by Adam on squared errors, ours by SGD on the
+    cross-entropy; their images move by LAMB at 3e-4, ours by Adam; they whiten colour images, and add their mirror
+    images where they are few; their real images are drawn from all classes, ours as many of each.
 
     Args:
         factor: training images along each side of a stored one, as in IDC.
@@ -52,13 +55,13 @@ class FRePo(InnerLoop):
         outer_steps: matching steps an outer iteration.
         inner_epochs: epochs of the network on the synthetic set after every matching step but the last.
         lr_network: learning rate of that training.
-        momentum_network: likewise, kept for an outer iteration.
-        ridge: regularisation of the regression, in the mean square of the features.
-        momentum_images: of Adam.
+        momentum_network: momentum of that training, kept for an outer iteration.
+        ridge: regularisation, as a multiple of the mean squared norm of the synthetic features; above 0.
+        momentum_images: of Adam, below 1.
         **kwargs: see `InnerLoop`, `Condenser`; ``lr_images`` is 0.01 where None.
 
     Raises:
-        InputError: if a value is out of its range; in `setup`, if the network is no classifier.
+        InputError: if a value is out of its range; in `setup`, if the network has no last linear layer.
     """
 
     name = "FRePo"
@@ -80,19 +83,28 @@ class FRePo(InnerLoop):
             outer_steps=outer_steps,
             inner_epochs=inner_epochs,
             lr_network=lr_network,
-            momentum_network=momentum_network,
             init=init,
             momentum_images=momentum_images,
             **kwargs,
         )
-        require_at_least(factor=(factor, 1))
-        if ridge <= 0:
+        require_at_least(factor=(factor, 1), momentum_network=(momentum_network, 0))
+        if not momentum_images < 1:
+            raise InputError(f"momentum_images must be below 1 (of Adam), got {momentum_images}.")
+        if not ridge > 0:
             raise InputError(f"ridge must be above 0 (regularisation of the regression), got {ridge}.")
+        self.momentum_network = momentum_network
         self.factor, self.ridge = factor, ridge
 
-    def complete(self, data: Any) -> None:
+    def complete(self, data: Shape) -> None:
         """See `Condenser`."""
         self.lr_images = _RATE if self.lr_images is None else self.lr_images
+
+    def check_network(self) -> None:
+        """See `Condenser`; it needs a last linear layer."""
+        super().check_network()
+        shape = 1, self.data.channels, *self.data.image_size
+        with torch.no_grad():
+            embed(make_network(self.network_spec, self.data, 0).eval(), torch.zeros(shape))
 
     def setup(self, stage: str) -> None:
         """See `Condenser`."""
@@ -101,10 +113,11 @@ class FRePo(InnerLoop):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam of the images."""
-        return torch.optim.Adam([self.images], lr=self.lr_images, betas=(self.momentum_images, _BETA), fused=True)
+        betas = float(self.momentum_images), _BETA
+        return torch.optim.Adam([self.images], lr=self.lr_images, betas=betas, fused=True)  # others wait for a GPU
 
     def prepare_network(self, network: nn.Module, step: int) -> None:
-        """The features are those of a network in use."""
+        """BatchNorm takes its running statistics, and nothing is dropped."""
         network.eval()
 
     def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
@@ -113,16 +126,12 @@ class FRePo(InnerLoop):
         Each process passes the real images of its classes; the first one alone does the rest.
         """
         stored = self.images.detach().requires_grad_()
-        pairs = [
-            self.augment(self.real_batch(label, step), self.decode(stored[self.rows_of(label)]), label, step)
-            for label in range(self.data.num_classes)
-        ]
-        reals, synthetics = zip(*pairs, strict=True)
-        with self.seeded("match", step):
-            real = self.trainer.strategy.reduce(self._real_features(network, reals), reduce_op="sum")
+        reals, synthetics = self.pairs_of(stored, step)
+        features = [self._features(network, images, label, step) for label, images in enumerate(reals)]
+        real = self.trainer.strategy.reduce(torch.cat(features), reduce_op="sum")
         if self.global_rank:
             return torch.zeros_like(self._losses), torch.zeros_like(self.images)
-        with self.seeded("synthetic", step):
+        with self.seeded("match", step):
             synthetic = embed(network, torch.cat(synthetics))
         predictions = ridge_prediction(real, synthetic, self._targets(synthetics), self.ridge)
         errors = (predictions - self._targets(reals)).square().sum(dim=1) / 2
@@ -130,19 +139,14 @@ class FRePo(InnerLoop):
         (derivative,) = torch.autograd.grad(loss, stored)
         return loss.detach().to(self._losses), derivative
 
-    def _real_features(self, network: nn.Module, reals: tuple[Tensor, ...]) -> Tensor:
-        """Features of all real images, ``(m, d)``; zeros for those of other processes' classes."""
-        features = []
-        with torch.no_grad():
-            empty = embed(network, reals[0][:1]) * 0
-            for label, images in enumerate(reals):
-                if label % self.trainer.world_size == self.global_rank:
-                    features += [embed(network, chunk) for chunk in images.split(self.chunk_size or len(images))]
-                else:
-                    features.append(empty.expand(len(images), -1))
-        return torch.cat(features)
+    def _features(self, network: nn.Module, images: Tensor, label: int, step: int) -> Tensor:
+        """Features of the real images of a class, ``(n, d)``; zeros where it is another process'."""
+        with torch.no_grad(), self.seeded("match", step, label):
+            if label % self.trainer.world_size != self.global_rank:
+                return torch.zeros_like(embed(network, images[:1])).repeat(len(images), 1)
+            return torch.cat([embed(network, chunk) for chunk in images.split(self.chunk_size or len(images))])
 
-    def _targets(self, images: tuple[Tensor, ...]) -> Tensor:
+    def _targets(self, images: list[Tensor]) -> Tensor:
         """Centred labels of images class after class: float, ``(n, classes)``."""
         lengths = torch.tensor([len(part) for part in images])
         targets = (torch.eye(len(images)) - 1 / len(images)).repeat_interleave(lengths, dim=0)

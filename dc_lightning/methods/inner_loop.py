@@ -36,13 +36,17 @@ class InnerLoop(Condenser):
         network_images: real images on which the network trains there in place of those epochs, in batches of
             ``data.batch_real``; 0 takes the synthetic set, as in the papers.
         lr_network: learning rate of that training.
-        momentum_network: likewise, kept for an outer iteration.
         batch_synthetic: its batch size on the synthetic set.
         **kwargs: see `Condenser`.
+
+    Attributes:
+        momentum_network: momentum of that training, kept for an outer iteration.
 
     Raises:
         InputError: if a value is out of its range.
     """
+
+    momentum_network: float = 0.0
 
     def __init__(
         self,
@@ -50,18 +54,16 @@ class InnerLoop(Condenser):
         inner_epochs: int | None = None,
         network_images: int = 0,
         lr_network: float = 0.01,
-        momentum_network: float = 0.0,
         batch_synthetic: int = 256,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         require_at_least(outer_steps=(outer_steps, 1), inner_epochs=(inner_epochs, 0), lr_network=(lr_network, 0))
-        require_at_least(momentum_network=(momentum_network, 0))
         require_at_least(network_images=(network_images, 0), batch_synthetic=(batch_synthetic, 1))
         steps, epochs = default_loops(self.ipc)
         self.outer_steps, self.inner_epochs = outer_steps or steps, epochs if inner_epochs is None else inner_epochs
         self.network_images, self.batch_synthetic = network_images, batch_synthetic
-        self.lr_network, self.momentum_network = lr_network, momentum_network
+        self.lr_network = lr_network
 
     def network_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Images, labels ``(n,)`` and a seed for their augmentation, on which the network trains after this step."""
