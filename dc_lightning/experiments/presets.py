@@ -18,7 +18,7 @@ from dc_lightning.files import shipped
 from dc_lightning.parts import arguments_of, part_name
 
 METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream", "frepo")
-"""Ours, each a YAML in configs/methods with the protocol of its paper."""
+"""Ours, each a YAML in configs/methods with the protocol of its paper; FRePo's is shorter, as the file says."""
 
 _NOT_COMPARED = set(
     "batch_classes chosen_of class dataset image_shape ipc iteration max_epochs method network real_chunk_size seed "
