@@ -137,7 +137,7 @@ class FRePo(InnerLoop):
         errors = (predictions - self._targets(reals)).square().sum(dim=1) / 2
         loss = torch.stack([part.mean() for part in errors.split([len(part) for part in reals])]).sum()
         (derivative,) = torch.autograd.grad(loss, stored)
-        return loss.detach().to(self._losses), derivative
+        return loss.detach().to(self._losses.dtype), derivative
 
     def _features(self, network: nn.Module, images: Tensor, label: int, step: int) -> Tensor:
         """Features of the real images of a class, ``(n, d)``; zeros where it is another process'."""
