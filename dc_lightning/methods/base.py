@@ -20,7 +20,7 @@ from dc_lightning.networks import Shape, check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
 from dc_lightning.synthetic import SyntheticSet
-from dc_lightning.synthetic.formation import Formation, decode, pack_classes
+from dc_lightning.synthetic.formation import Formation, check_factor, decode, pack_classes
 from dc_lightning.synthetic.initial import INITS, Init, initial_images
 from dc_lightning.synthetic.synthetic_set import Space
 
@@ -259,6 +259,7 @@ class Condenser(LightningModule):
     def setup(self, stage: str) -> None:
         """Makes the synthetic images, once the data are known."""
         data = self.data
+        check_factor(self.factor, data.image_size)
         self.check_network()
         self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
         if self.trainer.precision == "16-mixed":

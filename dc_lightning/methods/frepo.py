@@ -9,7 +9,6 @@ from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.matching.embeddings import embed
 from dc_lightning.methods.inner_loop import InnerLoop
 from dc_lightning.networks import Shape, make_network
-from dc_lightning.synthetic.formation import check_factor
 from dc_lightning.synthetic.initial import Init
 
 _RATE = 0.01  # of the images, pixels in [0, 1]
@@ -105,11 +104,6 @@ class FRePo(InnerLoop):
         shape = 1, self.data.channels, *self.data.image_size
         with torch.no_grad():
             embed(make_network(self.network_spec, self.data, 0).eval(), torch.zeros(shape))
-
-    def setup(self, stage: str) -> None:
-        """See `Condenser`."""
-        check_factor(self.factor, self.data.image_size)
-        super().setup(stage)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam of the images."""

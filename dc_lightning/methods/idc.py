@@ -17,7 +17,7 @@ from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import Shape, make_network
 from dc_lightning.parts import Spec, as_spec, make, part_name
 from dc_lightning.seeds import derive_generator
-from dc_lightning.synthetic.formation import Formation, check_factor, decode_bounded
+from dc_lightning.synthetic.formation import Formation, decode_bounded
 from dc_lightning.synthetic.initial import Init
 
 _RATES = {"l1": 1e-4, "mse": 5e-3}  # of the images, times ipc / 10 * (side / 32)^2
@@ -148,7 +148,6 @@ class IDC(Condenser):
 
     def setup(self, stage: str) -> None:
         """See `Condenser`."""
-        check_factor(self.factor, self.data.image_size)
         super().setup(stage)
         self.network_augmentation = make_pair_augmentation(self.network_augmentation_spec, self.data)
         self.mix = CutMix(self.cutmix, self.data.num_classes)
