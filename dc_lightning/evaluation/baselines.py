@@ -17,7 +17,7 @@ from dc_lightning.evaluation.recipe import Recipe
 from dc_lightning.evaluation.selection import Forgetting, Method, herding, k_center, most_forgotten
 from dc_lightning.evaluation.training import Job, Report, train_and_test
 from dc_lightning.files import read_tensors, save_whole
-from dc_lightning.matching.embeddings import embed
+from dc_lightning.matching.embeddings import embed_chunks
 from dc_lightning.networks import make_network
 from dc_lightning.parts import Spec, part_name
 from dc_lightning.seeds import derive_generator, derive_seed
@@ -152,9 +152,8 @@ class WholeSet:
             count = min(ipc, len(rows))
             if method == "forgetting":
                 return rows[most_forgotten(trained.events[rows], count)]
-            with torch.no_grad():
-                chunks = (_real(data).take(chunk).to(evaluator.device) for chunk in rows.split(256))
-                features = torch.cat([embed(model, images).cpu() for images in chunks])
+            chunks = (_real(data).take(chunk).to(evaluator.device) for chunk in rows.split(256))
+            features = embed_chunks(model, chunks).cpu()
             return rows[(herding if method == "herding" else k_center)(features, count)]
 
         source = {

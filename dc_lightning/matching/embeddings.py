@@ -1,7 +1,6 @@
 """Embeddings of images: what comes before the last linear layer of a network (DM, section 3.2)."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,7 @@ def embed(network: nn.Module, images: Tensor) -> Tensor:
     return found[0].flatten(1)
 
 
-def mean_embedding(network: nn.Module, images: Tensor, chunk_size: int | None = None) -> Tensor:
-    """Mean of the embeddings of images, ``(n, C, H, W)`` to ``(d,)``, without a graph, in passes of a chunk."""
+def embed_chunks(network: nn.Module, chunks: Iterable[Tensor]) -> Tensor:
+    """Features, as of `embed`, of images that pass a chunk at a time, without a graph: float, ``(n, d)``."""
     with torch.no_grad():
-        sums: list[Any] = [embed(network, chunk).sum(dim=0) for chunk in images.split(chunk_size or len(images))]
-    return torch.stack(sums).sum(dim=0) / len(images)
+        return torch.cat([embed(network, images) for images in chunks])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dc_lightning.matching.batch_norm import has_batch_norm
-from dc_lightning.matching.embeddings import embed, mean_embedding
+from dc_lightning.matching.embeddings import embed, embed_chunks
 from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import Shape
 from dc_lightning.parts import Spec
@@ -49,7 +49,7 @@ class DistributionMatching(Condenser):
 
     def loss(self, network: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
         """Squared distance of the mean embeddings (DM, equation 5)."""
-        target = mean_embedding(network, real, self.chunk_size)
+        target = embed_chunks(network, real.split(self.chunk_size or len(real))).mean(dim=0)
         return (target - embed(network, synthetic).mean(dim=0)).square().sum()
 
     def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dc_lightning.errors import require_at_least
-from dc_lightning.matching.embeddings import embed
+from dc_lightning.matching.embeddings import embed_chunks
 from dc_lightning.methods.idc import IDC
 from dc_lightning.networks import make_network
 from dc_lightning.seeds import derive_seed, seeded
@@ -38,9 +38,8 @@ class DREAM(IDC):
 
     def features(self, network: nn.Module, label: int) -> Tensor:
         """Features of all real images of a class, not normalised, before the last layer: float, ``(n, d)``."""
-        with torch.no_grad():
-            chunks = [self.real.take(rows).to(next(network.parameters())) for rows in self.real.rows[label].split(256)]
-            return torch.cat([embed(network, self.data.denormalize(chunk)) for chunk in chunks]).float()
+        chunks = (self.real.take(rows).to(next(network.parameters())) for rows in self.real.rows[label].split(256))
+        return embed_chunks(network, map(self.data.denormalize, chunks)).float()
 
     def representatives(self, network: nn.Module, label: int, count: int, seed: int) -> Tensor:
         """Rows of the real images nearest to the centres of ``count`` clusters of a class, fewer where it has fewer."""

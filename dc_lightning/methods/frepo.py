@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dc_lightning.errors import InputError, require_at_least
-from dc_lightning.matching.embeddings import embed
+from dc_lightning.matching.embeddings import embed, embed_chunks
 from dc_lightning.methods.inner_loop import InnerLoop
 from dc_lightning.networks import Shape, make_network
 from dc_lightning.synthetic.initial import Init
@@ -135,10 +135,10 @@ class FRePo(InnerLoop):
 
     def _features(self, network: nn.Module, images: Tensor, label: int, step: int) -> Tensor:
         """Features of the real images of a class, ``(n, d)``; zeros where it is another process'."""
-        with torch.no_grad(), self.seeded("match", step, label):
+        with self.seeded("match", step, label):
             if label % self.trainer.world_size != self.global_rank:
-                return torch.zeros_like(embed(network, images[:1])).repeat(len(images), 1)
-            return torch.cat([embed(network, chunk) for chunk in images.split(self.chunk_size or len(images))])
+                return torch.zeros_like(embed_chunks(network, [images[:1]])).repeat(len(images), 1)
+            return embed_chunks(network, images.split(self.chunk_size or len(images)))
 
     def _targets(self, images: list[Tensor]) -> Tensor:
         """Centred labels of images class after class: float, ``(n, classes)``."""
