@@ -12,7 +12,7 @@ from test_resume import assert_same, outcome
 
 from dc_lightning import FRePo, InputError, load_synthetic
 from dc_lightning.matching.embeddings import embed
-from dc_lightning.methods.frepo import ridge_prediction
+from dc_lightning.methods.frepo import ridge_prediction, trained_prediction
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "frepo.json").read_text())
 NETWORK = {"class_path": "dc_lightning.networks.ConvNet", "init_args": {"depth": 1, "width": 8}}
@@ -49,14 +49,29 @@ def test_prediction_is_that_of_kernel_ridge_regression():
     assert_golden(ridge_prediction(real, synthetic, targets, 0.1), expected)
 
 
+def test_prediction_of_a_trained_layer_is_that_of_a_linear_layer_after_sgd():
+    generator = torch.Generator().manual_seed(0)
+    real, synthetic = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (7, 5))
+    labels = torch.tensor([0, 0, 1, 2, 2])
+    layer = torch.nn.Linear(4, 3, bias=False, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.weight)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.2, momentum=0.9)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layer(synthetic), labels).backward()
+        optimizer.step()
+    found = trained_prediction(real, synthetic, torch.eye(3)[labels], 30, 0.2, 0.9)
+    assert_golden(found, layer(real).detach())
+
+
 def condense(tmp_path, method, epochs=1, data=None, **settings):
     quiet_trainer(tmp_path, max_epochs=epochs, **settings).fit(method, datamodule=data or TinyData())
     return method
 
 
-@pytest.mark.parametrize("augmentation", [None, "siamese"])
-def test_the_derivative_is_that_of_differences(augmentation, tmp_path):
-    settings = {"network": NETWORK, "ipc": 2, "factor": 2, "outer_steps": 1, "augmentation": augmentation, "ridge": 0.1}
+@pytest.mark.parametrize("changed", [{}, {"augmentation": "siamese"}, {"last_layer_steps": 4}], ids=str)
+def test_the_derivative_is_that_of_differences(changed, tmp_path):
+    settings = {"network": NETWORK, "ipc": 2, "factor": 2, "outer_steps": 1, "ridge": 0.1, **changed}
     differences = []
 
     class Differences(FRePo):
@@ -77,7 +92,8 @@ def test_the_derivative_is_that_of_differences(augmentation, tmp_path):
     assert float(method.found[1].abs().min(dim=0).values.max()) > 0
 
 
-def test_the_error_on_real_images_falls(tmp_path):
+@pytest.mark.parametrize("last_layer_steps", [0, 20])
+def test_the_error_on_real_images_falls(last_layer_steps, tmp_path):
     losses = []
 
     class Losses(FRePo):
@@ -85,7 +101,9 @@ def test_the_error_on_real_images_falls(tmp_path):
             losses.append(float(self.matching_loss))
             super().on_train_epoch_end()
 
-    condense(tmp_path, Losses(network=NETWORK, init="noise", lr_images=0.05), epochs=10)
+    condense(
+        tmp_path, Losses(network=NETWORK, init="noise", lr_images=0.05, last_layer_steps=last_layer_steps), epochs=10
+    )
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
@@ -152,6 +170,8 @@ def test_files_say_what_made_the_set(whole):
 def test_bad_input_is_answered_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="ridge must be above 0"):
         FRePo(ridge=0)
+    with pytest.raises(InputError, match="last_layer_steps must be at least 0"):
+        FRePo(last_layer_steps=-1)
     with pytest.raises(InputError, match="factor must be at least 1"):
         FRePo(factor=0)
     with pytest.raises(InputError, match="factor"):

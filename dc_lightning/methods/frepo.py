@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from dc_lightning.errors import InputError, require_at_least
 from dc_lightning.matching.embeddings import embed, embed_chunks
@@ -27,12 +28,43 @@ def ridge_prediction(real: Tensor, synthetic: Tensor, targets: Tensor, ridge: fl
     Returns:
         float64, ``(m, classes)``, as a kernel of features is nearly singular; float32 where the device has no other.
     """
-    dtype = torch.float32 if real.device.type == "mps" else torch.float64
-    real, synthetic, targets = real.to(dtype), synthetic.to(dtype), targets.to(dtype)
+    real, synthetic, targets = map(_precise, (real, synthetic, targets))
     kernel = synthetic @ synthetic.T
-    identity = torch.eye(len(kernel), dtype=dtype, device=kernel.device)
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     weights = torch.linalg.solve_ex(kernel + ridge * kernel.diagonal().mean() * identity, targets)[0]  # never waits
     return real @ synthetic.T @ weights
+
+
+def trained_prediction(
+    real: Tensor, synthetic: Tensor, targets: Tensor, steps: int, lr: float, momentum: float
+) -> Tensor:
+    """Logits for real images of a linear layer that SGD trains on synthetic ones, from zero, by the cross-entropy.
+
+    Each step takes all images. The layer has no bias, so that its weights stay a sum of synthetic features, of which
+    only the factors are kept; it is ours, not the authors'.
+
+    Args:
+        real: features, float, ``(m, d)``.
+        synthetic: likewise, ``(n, d)``.
+        targets: labels of the synthetic images, one-hot, ``(n, classes)``.
+        steps: of SGD; at least 1.
+        lr: its learning rate.
+        momentum: its momentum.
+
+    Returns:
+        ``(m, classes)``, in the precision of `ridge_prediction`.
+    """
+    real, synthetic, targets = map(_precise, (real, synthetic, targets))
+    kernel = synthetic @ synthetic.T
+    factors = velocity = torch.zeros_like(targets)
+    for _ in range(steps):
+        velocity = momentum * velocity + ((kernel @ factors).softmax(dim=1) - targets) / len(targets)
+        factors = factors - lr * velocity
+    return real @ synthetic.T @ factors
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
 class FRePo(InnerLoop):
@@ -56,6 +88,9 @@ class FRePo(InnerLoop):
         lr_network: learning rate of that training.
         momentum_network: momentum of that training, kept for an outer iteration.
         ridge: regularisation, as a multiple of the mean squared norm of the synthetic features; above 0.
+        last_layer_steps: 0 fits the last layer by that regression, as in the paper. Else it is trained by so many steps
+            of the network's own SGD, as is the last layer of a network that learns from the set, and the error on real
+            images is the cross-entropy (ours).
         momentum_images: of Adam, below 1.
         **kwargs: see `InnerLoop`, `Condenser`; ``lr_images`` is 0.01 where None.
 
@@ -75,6 +110,7 @@ class FRePo(InnerLoop):
         lr_network: float = 0.02,
         momentum_network: float = 0.9,
         ridge: float = 1e-6,
+        last_layer_steps: int = 0,
         momentum_images: float = 0.9,
         **kwargs: Any,
     ) -> None:
@@ -86,13 +122,15 @@ class FRePo(InnerLoop):
             momentum_images=momentum_images,
             **kwargs,
         )
-        require_at_least(factor=(factor, 1), momentum_network=(momentum_network, 0))
+        require_at_least(
+            factor=(factor, 1), momentum_network=(momentum_network, 0), last_layer_steps=(last_layer_steps, 0)
+        )
         if not momentum_images < 1:
             raise InputError(f"momentum_images must be below 1 (of Adam), got {momentum_images}.")
         if not ridge > 0:
             raise InputError(f"ridge must be above 0 (regularisation of the regression), got {ridge}.")
         self.momentum_network = momentum_network
-        self.factor, self.ridge = factor, ridge
+        self.factor, self.ridge, self.last_layer_steps = factor, ridge, last_layer_steps
 
     def complete(self, data: Shape) -> None:
         """See `Condenser`."""
@@ -127,8 +165,7 @@ class FRePo(InnerLoop):
             return torch.zeros_like(self._losses), torch.zeros_like(self.images)
         with self.seeded("match", step):
             synthetic = embed(network, torch.cat(synthetics))
-        predictions = ridge_prediction(real, synthetic, self._targets(synthetics), self.ridge)
-        errors = (predictions - self._targets(reals)).square().sum(dim=1) / 2
+        errors = self._errors(real, synthetic, self._targets(reals), self._targets(synthetics))
         loss = torch.stack([part.mean() for part in errors.split([len(part) for part in reals])]).sum()
         (derivative,) = torch.autograd.grad(loss, stored)
         return loss.detach().to(self._losses.dtype), derivative
@@ -140,8 +177,17 @@ class FRePo(InnerLoop):
                 return torch.zeros_like(embed_chunks(network, [images[:1]])).repeat(len(images), 1)
             return embed_chunks(network, images.split(self.chunk_size or len(images)))
 
+    def _errors(self, real: Tensor, synthetic: Tensor, real_targets: Tensor, targets: Tensor) -> Tensor:
+        """Error of each real image, ``(m,)``, of a last layer that is fitted to the synthetic images."""
+        if self.last_layer_steps:
+            sgd = self.last_layer_steps, self.lr_network, self.momentum_network
+            logits = trained_prediction(real, synthetic, targets, *sgd)
+            return cross_entropy(logits, real_targets.to(logits.dtype), reduction="none")
+        mean = 1 / targets.shape[1]
+        predictions = ridge_prediction(real, synthetic, targets - mean, self.ridge)
+        return (predictions - (real_targets - mean)).square().sum(dim=1) / 2
+
     def _targets(self, images: list[Tensor]) -> Tensor:
-        """Centred labels of images class after class: float, ``(n, classes)``."""
+        """Labels of images class after class, one-hot: float, ``(n, classes)``."""
         lengths = torch.tensor([len(part) for part in images])
-        targets = (torch.eye(len(images)) - 1 / len(images)).repeat_interleave(lengths, dim=0)
-        return targets.to(self.device, non_blocking=True)
+        return torch.eye(len(images)).repeat_interleave(lengths, dim=0).to(self.device, non_blocking=True)
