@@ -92,8 +92,8 @@ def test_the_derivative_is_that_of_differences(changed, tmp_path):
     assert float(method.found[1].abs().min(dim=0).values.max()) > 0
 
 
-@pytest.mark.parametrize("last_layer_steps", [0, 20])
-def test_the_error_on_real_images_falls(last_layer_steps, tmp_path):
+@pytest.mark.parametrize("changed", [{}, {"last_layer_steps": 20, "lr_last_layer": 0.05}], ids=str)
+def test_the_error_on_real_images_falls(changed, tmp_path):
     losses = []
 
     class Losses(FRePo):
@@ -101,9 +101,7 @@ def test_the_error_on_real_images_falls(last_layer_steps, tmp_path):
             losses.append(float(self.matching_loss))
             super().on_train_epoch_end()
 
-    condense(
-        tmp_path, Losses(network=NETWORK, init="noise", lr_images=0.05, last_layer_steps=last_layer_steps), epochs=10
-    )
+    condense(tmp_path, Losses(network=NETWORK, init="noise", lr_images=0.05, **changed), epochs=10)
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 

@@ -89,8 +89,9 @@ class FRePo(InnerLoop):
         momentum_network: momentum of that training, kept for an outer iteration.
         ridge: regularisation, as a multiple of the mean squared norm of the synthetic features; above 0.
         last_layer_steps: 0 fits the last layer by that regression, as in the paper. Else it is trained by so many steps
-            of the network's own SGD, as is the last layer of a network that learns from the set, and the error on real
-            images is the cross-entropy (ours).
+            of SGD with ``momentum_network``, as is the last layer of a network that learns from the set, and the error
+            on real images is the cross-entropy (ours).
+        lr_last_layer: learning rate of those steps; DC's recipe has the same.
         momentum_images: of Adam, below 1.
         **kwargs: see `InnerLoop`, `Condenser`; ``lr_images`` is 0.01 where None.
 
@@ -111,6 +112,7 @@ class FRePo(InnerLoop):
         momentum_network: float = 0.9,
         ridge: float = 1e-6,
         last_layer_steps: int = 0,
+        lr_last_layer: float = 0.01,
         momentum_images: float = 0.9,
         **kwargs: Any,
     ) -> None:
@@ -122,15 +124,15 @@ class FRePo(InnerLoop):
             momentum_images=momentum_images,
             **kwargs,
         )
-        require_at_least(
-            factor=(factor, 1), momentum_network=(momentum_network, 0), last_layer_steps=(last_layer_steps, 0)
-        )
+        require_at_least(factor=(factor, 1), momentum_network=(momentum_network, 0))
+        require_at_least(last_layer_steps=(last_layer_steps, 0), lr_last_layer=(lr_last_layer, 0))
         if not momentum_images < 1:
             raise InputError(f"momentum_images must be below 1 (of Adam), got {momentum_images}.")
         if not ridge > 0:
             raise InputError(f"ridge must be above 0 (regularisation of the regression), got {ridge}.")
         self.momentum_network = momentum_network
-        self.factor, self.ridge, self.last_layer_steps = factor, ridge, last_layer_steps
+        self.factor, self.ridge = factor, ridge
+        self.last_layer_steps, self.lr_last_layer = last_layer_steps, lr_last_layer
 
     def complete(self, data: Shape) -> None:
         """See `Condenser`."""
@@ -180,7 +182,7 @@ class FRePo(InnerLoop):
     def _errors(self, real: Tensor, synthetic: Tensor, real_targets: Tensor, targets: Tensor) -> Tensor:
         """Error of each real image, ``(m,)``, of a last layer that is fitted to the synthetic images."""
         if self.last_layer_steps:
-            sgd = self.last_layer_steps, self.lr_network, self.momentum_network
+            sgd = self.last_layer_steps, self.lr_last_layer, self.momentum_network
             logits = trained_prediction(real, synthetic, targets, *sgd)
             return cross_entropy(logits, real_targets.to(logits.dtype), reduction="none")
         mean = 1 / targets.shape[1]
