@@ -333,8 +333,9 @@ class Operations(TorchDispatchMode):
         (CondensationModule, {"network_images": 6}),
         (DistributionMatching, {}),
         (FRePo, {"outer_steps": 2, "inner_epochs": 1}),
+        (FRePo, {"outer_steps": 2, "inner_epochs": 1, "last_layer_steps": 3}),
     ],
-    ids=["on the set", "on real images", "DM", "FRePo"],
+    ids=["on the set", "on real images", "DM", "FRePo", "FRePo, last layer by SGD"],
 )
 @pytest.mark.parametrize("network", ["MLP", "ConvNetD1", "ConvNetBN"])
 def test_a_step_never_makes_the_host_wait(network, method, settings, augmentation, tmp_path):

@@ -38,6 +38,7 @@ METHODS = {
     "IDC": ("IDC", {"outer_steps": 3, "network_images": 30, "batch_network": 8}),
     "DREAM": ("DREAM", {"outer_steps": 3, "network_images": 30, "batch_network": 8, "interval": 2}),
     "FRePo": ("FRePo", {"outer_steps": 3, "inner_epochs": 1}),
+    "FRePo, last layer by SGD": ("FRePo", {"outer_steps": 3, "inner_epochs": 1, "last_layer_steps": 5}),
 }
 
 

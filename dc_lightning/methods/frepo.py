@@ -74,6 +74,9 @@ class FRePo(InnerLoop):
     the error is differentiated; between two steps the whole network trains on the synthetic set. No gradient of a
     gradient is taken, and real images need no backward pass.
 
+    Such a regression finds last layers that training of the network does not: with ``last_layer_steps`` the layer is
+    trained too, as in the recipes, and the set is made for that (ours, better: configs/results).
+
     Where the authors differ: they learn the labels too, with a loss of their margin, which are hard here; their network
     has batch norm, of another momentum, and grows wider with every block; ten networks take turns, each for a hundred
     steps, where one is used for an outer iteration here; theirs train by Adam on squared errors, ours by SGD on the
