@@ -180,15 +180,16 @@ def test_sets_that_ship_are_found_by_name_and_listed(tmp_path, monkeypatch, caps
     (by_short_name,), (by_name,) = load_synthetic("FashionMNIST/ipc10"), load_synthetic("fashion_mnist_dc_ipc10/seed_1")
     assert (len(by_short_name.images), by_short_name.source["seed"]) == (100, 0)
     assert by_name.source["seed"] == 1
-    folder = ready_set("FashionMNIST/ipc10").path.parent  # of a run
-    assert torch.equal(load_synthetic(folder)[0].images, by_short_name.images)
+    best = ready_set("FashionMNIST/ipc10")
+    assert best.score["mean"] == max(
+        ready.score["mean"] for ready in ready_sets() if ready.results["ipc"] == 10 and ready.name.endswith("/seed_0")
+    )
+    assert torch.equal(load_synthetic(best.path.parent)[0].images, by_short_name.images)  # the folder of a run
     assert main(["sets"]) == 0
     listed = capsys.readouterr().out
     assert "fashion_mnist_dc_ipc10/seed_0: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
-    assert (
-        "fashion_mnist_idc_i_ipc10/seed_0 = FashionMNIST/ipc10: IDC-I, 84.5 ± 0.3 % (ConvNet, n=3, recipe IDC)"
-        in listed
-    )
+    assert "fashion_mnist_idc_i_ipc10/seed_0: IDC-I, 84.5 ± 0.3 % (ConvNet, n=3, recipe IDC)" in listed
+    assert f"{best.name} = FashionMNIST/ipc10: {best.results['columns'][0]['name']}, {best.in_words()}\n" in listed
     assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "out", "--to", "parquet"]) == 0
     assert "Score: 70.8 ± 0.8 %" in Path("out/README.md").read_text()
     assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "folder"]) == 0
