@@ -112,6 +112,21 @@ def test_networks_train_on_real_images_where_asked(tmp_path):
             assert any(torch.equal(image, real) for real in data.real.take(data.real.rows[label]))
 
 
+@pytest.mark.parametrize(("inner_batches", "sizes"), [(None, [5, 1] * 2), (3, [5, 1, 5]), (9, [5, 1] * 2)])
+def test_training_of_a_network_ends_after_so_many_batches(tmp_path, inner_batches, sizes):
+    seen = []
+
+    class Watched(CondensationModule):
+        def train_network(self, network, step):
+            handle = network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+            super().train_network(network, step)
+            handle.remove()
+
+    settings = {"outer_steps": 2, "inner_epochs": 2, "batch_synthetic": 5, "inner_batches": inner_batches}
+    trainer(tmp_path, 1).fit(Watched(network="MLP", ipc=2, **settings), datamodule=TinyData())
+    assert seen == sizes
+
+
 def test_real_init_takes_images_of_the_class(tmp_path):
     data = TinyData()
     module = condense(tmp_path, epochs=1, data=data, init="real", lr_images=0.0)
@@ -218,6 +233,7 @@ def test_loops_between_the_rows_of_the_paper():
         ({"distance": "l2"}, "ours, mse, cos"),
         ({"real_chunk_size": 0}, "real_chunk_size"),
         ({"network_images": -1}, "network_images must be at least 0"),
+        ({"inner_batches": 0}, "inner_batches must be at least 1"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):

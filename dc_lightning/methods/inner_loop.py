@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class InnerLoop(Condenser):
     Args:
         outer_steps: matching steps an outer iteration; None takes `default_loops`.
         inner_epochs: epochs of network training after every matching step but the last; None takes `default_loops`.
+        inner_batches: batches after which that training ends; None takes whole epochs. FRePo's authors take one.
         network_images: real images on which the network trains there in place of those epochs, in batches of
             ``data.batch_real``; 0 takes the synthetic set, as in the papers.
         lr_network: learning rate of that training.
@@ -52,6 +54,7 @@ class InnerLoop(Condenser):
         self,
         outer_steps: int | None = None,
         inner_epochs: int | None = None,
+        inner_batches: int | None = None,
         network_images: int = 0,
         lr_network: float = 0.01,
         batch_synthetic: int = 256,
@@ -60,10 +63,11 @@ class InnerLoop(Condenser):
         super().__init__(**kwargs)
         require_at_least(outer_steps=(outer_steps, 1), inner_epochs=(inner_epochs, 0), lr_network=(lr_network, 0))
         require_at_least(network_images=(network_images, 0), batch_synthetic=(batch_synthetic, 1))
+        require_at_least(inner_batches=(inner_batches, 1))
         steps, epochs = default_loops(self.ipc)
         self.outer_steps, self.inner_epochs = outer_steps or steps, epochs if inner_epochs is None else inner_epochs
-        self.network_images, self.batch_synthetic = network_images, batch_synthetic
-        self.lr_network = lr_network
+        self.inner_batches, self.batch_synthetic = inner_batches, batch_synthetic
+        self.network_images, self.lr_network = network_images, lr_network
 
     def network_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Images, labels ``(n,)`` and a seed for their augmentation, on which the network trains after this step."""
@@ -86,7 +90,7 @@ class InnerLoop(Condenser):
         network.train()
         forward = self.forward_of(network)
         optimizer = self.optimizer_of(network, lr=self.lr_network, momentum=self.momentum_network)
-        for images, labels, seed in self.network_batches(step):
+        for images, labels, seed in islice(self.network_batches(step), self.inner_batches):
             images = images if self.augmentation is None else self.augmentation.batch(images, seed)
             optimizer.zero_grad()
             cross_entropy(forward(images), labels).backward()
