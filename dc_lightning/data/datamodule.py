@@ -63,11 +63,13 @@ class CondensationDataModule(LightningDataModule, ABC):
         augmentation: operations that DC's recipe applies to the synthetic images of this dataset, none for most.
         strategy: of the siamese augmentation (DSA) for this dataset.
         network_images: real images on which IDC trains its network between two matching steps.
+        usual_side: of its images in pixels, on which IDC's image rate is 1e-4 (5e-3) times ipc / 10.
     """
 
     augmentation: Sequence[Spec] = ()
     strategy: str = "color_crop_cutout_flip_scale_rotate"
     network_images: int = 500
+    usual_side: int = 32
     default_mean: tuple[float, ...] | None = None
     default_std: tuple[float, ...] | None = None
 

@@ -122,6 +122,7 @@ class MNIST(_Torchvision):
 
     augmentation = ("crop", "scale", "rotate")
     strategy = _WITHOUT_FLIP
+    usual_side = 28
     default_mean, default_std = (0.1307,), (0.3081,)
     source, names = datasets.MNIST, _DIGITS
     files = tuple(f"MNIST/raw/{file}" for file in _IDX_FILES)

@@ -46,7 +46,8 @@ class Preset:
         module = getattr(methods, model["class_path"].rpartition(".")[2])(**given)
         channels, *size = source.get("image_shape", (1, 28, 28))
         dataset = dataset_class(str(source["dataset"]))
-        module.complete(SimpleNamespace(channels=channels, image_size=size, network_images=dataset.network_images))
+        of_dataset = {name: getattr(dataset, name) for name in ("network_images", "usual_side")}
+        module.complete(SimpleNamespace(channels=channels, image_size=size, **of_dataset))
         found = {key: getattr(module, key, None) if value is None else value for key, value in module.hparams.items()}
         length = self.content.get("trainer", {}).get("max_epochs", 1000)
         batch_real = arguments_of(self.content.get("data", {})).get("batch_real", 256)

@@ -20,7 +20,7 @@ from dc_lightning.seeds import derive_generator
 from dc_lightning.synthetic.formation import Formation, decode_bounded
 from dc_lightning.synthetic.initial import Init
 
-_RATES = {"l1": 1e-4, "mse": 5e-3}  # of the images, times ipc / 10 * (side / 32)^2
+_RATES = {"l1": 1e-4, "mse": 5e-3}  # of the images, times ipc / 10 * (side / 32)^2, for MNIST 28
 _MATCHING = {"class_path": "dc_lightning.augmentation.DiffAugment", "init_args": {"strategy": "color_crop_cutout"}}
 _TRAINING = {"class_path": "dc_lightning.augmentation.DiffAugment", "init_args": {"strategy": "color_crop"}}
 
@@ -34,10 +34,9 @@ class IDC(Condenser):
 
     Where the authors' code differs: its first images are the first of each class in the dataset's order, ours are
     drawn, and its noise is clip(N(0, 1) / 4 + 0.5); a round trains on a fixed number of batches, theirs on one more
-    where a pass ends, and after the last round of an outer iteration as well; MNIST's image rate is that of 28x28
-    pixels, theirs 1.31 times as high; CIFAR100 has its own mean and std, theirs CIFAR10's. Convolution weights are
-    tensors of more than two dimensions, LayerNorm's among them. Give ``data.batch_real`` 64 (DREAM: 128), and the
-    recipe ``idc``.
+    where a pass ends, and after the last round of an outer iteration as well; CIFAR100 has its own mean and std, theirs
+    CIFAR10's. Convolution weights are tensors of more than two dimensions, LayerNorm's among them. Give
+    ``data.batch_real`` 64 (DREAM: 128), and the recipe ``idc``.
 
     Args:
         factor: training images along each side of a stored one; 2 in the paper, 3 for ImageNet.
@@ -57,10 +56,12 @@ class IDC(Condenser):
         momentum_network: likewise.
         weight_decay_network: likewise.
         batch_synthetic: training images of a class in one matching, a random choice where there are more.
-        **kwargs: see `Condenser`. ``lr_images`` is 1e-4 (mse: 5e-3) times ipc / 10 and (height / 32)^2 where None.
+        **kwargs: see `Condenser`. ``lr_images`` is 1e-4 (mse: 5e-3) times ipc / 10 and (height / 32)^2, for MNIST
+            (height / 28)^2, where None.
 
     Raises:
-        InputError: if a value is out of its range; in `setup`, if the network has no convolutions, or BatchNorm.
+        InputError: if a value is out of its range, or ``bound`` has less room than stored images; in `setup`, if the
+            network has no convolutions, or BatchNorm.
     """
 
     space = "pixels"
@@ -100,10 +101,16 @@ class IDC(Condenser):
         check_augmentation(network_augmentation)
         self.factor, self.bounded = factor, formation == "bound"
         self.formation = "single" if formation == "bound" else formation
+        if self.bounded and batch_synthetic < self.ipc:
+            raise InputError(
+                f"formation 'bound' needs a batch_synthetic of at least ipc={self.ipc}, a training image for each "
+                f"stored one, got {batch_synthetic}."
+            )
         self._set_distance(distance)
         self.outer_steps, self.batch_synthetic = outer_steps, batch_synthetic
         self.network_images, self.batch_network = network_images, batch_network
         self.network_augmentation_spec, self.network_augmentation, self.cutmix = network_augmentation, None, cutmix
+        self._passes: dict[tuple[str | int, ...], tuple[int, Tensor]] = {}  # by purpose: number and order of rows
         self.sgd: dict[str, Any] = {
             "lr": lr_network,
             "momentum": momentum_network,
@@ -129,7 +136,8 @@ class IDC(Condenser):
         if self.lr_images is None and distance not in _RATES:
             raise InputError(f"There is no rate of the authors' for the distance {distance}; give lr_images.")
         if self.lr_images is None:
-            self.lr_images = _RATES[distance] * self.ipc / 10 * (data.image_size[0] / 32) ** 2
+            side = getattr(data, "usual_side", 32)
+            self.lr_images = _RATES[distance] * self.ipc / 10 * (data.image_size[0] / side) ** 2
 
     def check_network(self) -> None:
         """See `Condenser`; it needs convolutions, and no BatchNorm."""
@@ -156,11 +164,15 @@ class IDC(Condenser):
         """The next images in a shuffled pass over the class, which drops what is left at its end."""
         rows, size = self.real.rows[label], self.real.batch_real
         number, place = divmod(self.current_epoch * self.outer_steps + step, max(len(rows) // size, 1))
-        chosen = self._shuffled(len(rows), "real", label, number)[place * size : (place + 1) * size]
+        chosen = self._shuffled(len(rows), number, "real", label)[place * size : (place + 1) * size]
         return self.real.take(rows[chosen]).to(self.images.dtype)
 
-    def _shuffled(self, count: int, *purpose: str | int) -> Tensor:
-        return torch.randperm(count, generator=derive_generator(self.seed, *purpose))
+    def _shuffled(self, count: int, number: int, *purpose: str | int) -> Tensor:
+        """The order of rows, ``(count,)``, in a pass; that of the present pass is kept for the next batch."""
+        if purpose not in self._passes or self._passes[purpose][0] != number:
+            generator = derive_generator(self.seed, *purpose, number)
+            self._passes[purpose] = number, torch.randperm(count, generator=generator)
+        return self._passes[purpose][1]
 
     def synthetic_batch(self, stored: Tensor, label: int, step: int) -> Tensor:
         """See `Condenser`; at most ``batch_synthetic``."""
@@ -211,9 +223,8 @@ class IDC(Condenser):
         per_pass = -(-count // self.batch_network)
         done = (self.current_epoch * (self.outer_steps - 1) + step) * self.network_steps + number
         number_of_pass, place = divmod(done, per_pass)
-        rows = self._shuffled(count, "network images", number_of_pass)[
-            place * self.batch_network : (place + 1) * self.batch_network
-        ]
+        order = self._shuffled(count, number_of_pass, "network images")
+        rows = order[place * self.batch_network : (place + 1) * self.batch_network]
         images, labels = self.real.batch(rows)
         return images.to(self.images.dtype), labels
 
