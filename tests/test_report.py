@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -380,7 +381,7 @@ def test_everything_is_written(tmp_path, monkeypatch):
     results(Path("runs/a"))
     data = TinyData()
     data.setup()
-    synthetic = random_set(data, 1, 0)
+    synthetic = replace(random_set(data, 1, 0), factor=2)
     synthetic.source.update(method="gradient matching", dataset="FashionMNIST", network="ConvNet", distance="ours")
     synthetic.save("runs/a/synthetic.pt")
 
@@ -399,7 +400,8 @@ def test_everything_is_written(tmp_path, monkeypatch):
     line, _ = csv.DictReader(Path("out/report.csv").read_text().splitlines())
     assert (line["mean"], line["n"], line["difference"]) == ("71.0", "2", "0.5")
     html = Path("out/report.html").read_text()
-    assert html.count("data:image/png;base64,") == 2  # the set and the curve
+    assert html.count("data:image/png;base64,") == 3  # the set, as it is stored and decoded, and the curve
+    assert ", decoded</figcaption>" in html
     assert "&lt;b&gt;DC" in html
     assert "<b>" not in html
     assert not re.search('(src|href)="(?!data:)', html)

@@ -106,9 +106,11 @@ def page(
     for row in rows:
         folder = next((folder for folder in row.folders if folder in sets), None)
         if folder is not None and row.title not in shown:
-            buffer = io.BytesIO()
-            sets[folder].picture().save(buffer, format="PNG")
-            shown[row.title] = buffer.getvalue()
+            decoded = {f"{row.title}, decoded": True} if sets[folder].images_in_one > 1 else {}
+            for title, as_used in {row.title: False, **decoded}.items():
+                buffer = io.BytesIO()
+                sets[folder].picture(as_used).save(buffer, format="PNG")
+                shown[title] = buffer.getvalue()
     followed: dict[str, list[Row]] = {}
     for row in rows:
         if row.key.tested_on == row.key.network and any(len(curve) > 1 for curve in row.curves):

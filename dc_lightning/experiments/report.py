@@ -142,7 +142,8 @@ def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
     panels = figure.subplots(1, len(grids), width_ratios=widths, squeeze=False)[0]
     for panel, grid, synthetic in zip(panels, grids, sets, strict=True):
         panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        panel.set_title(f"{synthetic.source.get('dataset', '')}, {synthetic.method}", fontsize=9)
+        used = f"\n{synthetic.images_in_one} images in one" if synthetic.images_in_one > 1 else ""
+        panel.set_title(f"{synthetic.source.get('dataset', '')}, {synthetic.method}{used}", fontsize=9)
         panel.set_axis_off()
     return as_png(figure)
 
