@@ -423,7 +423,7 @@ def check_words(words: Sequence[str]) -> dict[str, Any]:
 def _export(words: Sequence[str]) -> int:
     parser = OneSentenceParser(prog="dc-lightning export", description="Writes a set in a form to share it by.")
     parser.add_argument("set", metavar="SET", type=expanded, help="a synthetic.pt, or the name of a set that ships")
-    parser.add_argument("path", metavar="PATH", type=expanded, help="a new folder, or a new file (npz, safetensors)")
+    parser.add_argument("path", metavar="PATH", type=expanded, help="a new folder (folder, parquet), or a new file")
     parser.add_argument(
         "--to", default="folder", metavar="FORMAT", help=f"{', '.join(FORMATS)}; folder has PNG files, parquet a card"
     )

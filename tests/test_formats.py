@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -42,6 +43,17 @@ def test_formats_keep_every_bit_and_their_meaning(to, synthetic, tmp_path):
         assert getattr(found, name) == getattr(synthetic, name), name
     with pytest.raises(InputError, match="is there already"):
         export(synthetic, tmp_path / "out", to)
+
+
+@pytest.mark.parametrize("space", ["pixels", "normalised"])
+def test_a_file_of_bytes_holds_what_png_files_hold(space, synthetic, tmp_path):
+    synthetic = replace(synthetic, space=space)
+    assert "lie outside [0, 1]" in export(synthetic, tmp_path / "out.pt", "8-bit")
+    (found,) = load_synthetic(tmp_path / "out.pt")
+    assert (found.space, found.factor, found.source["stored_as"]) == ("pixels", 2, "8-bit images")
+    torch.testing.assert_close(found.images, synthetic.rounded_pixels())
+    assert torch.equal(found.labels, synthetic.labels)
+    assert torch.load(tmp_path / "out.pt")["images"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize("to", ["npz", "safetensors"])

@@ -1,4 +1,4 @@
-"""Files to share a set by: folder of images, Parquet with a dataset card, NPZ, safetensors; and reading them back."""
+"""Files to share a set by: folder of images, bytes, Parquet with a dataset card, NPZ, safetensors; and reading them."""
 
 import io
 import json
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from dc_lightning.errors import InputError, require_known
-from dc_lightning.files import write_whole
-from dc_lightning.synthetic.synthetic_set import SyntheticSet, as_picture
+from dc_lightning.files import save_whole, write_whole
+from dc_lightning.synthetic.synthetic_set import FORMAT, SyntheticSet, as_picture
 
-Format = Literal["folder", "parquet", "npz", "safetensors"]
+Format = Literal["folder", "8-bit", "parquet", "npz", "safetensors"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 _KEY = "dc_lightning"
@@ -27,8 +27,9 @@ def export(synthetic: SyntheticSet, path: str | Path, to: Format = "folder", sco
     Args:
         synthetic: the set.
         path: a new folder (``folder``, and ``parquet``, which is ready for a hub), or a new file.
-        to: ``folder``, PNG files of 8 bits in ImageFolder layout; ``parquet``, for ``datasets.load_dataset``, with the
-            columns image (8 bits), pixels (exact) and label, and a dataset card beside it; ``npz``; ``safetensors``.
+        to: ``folder``, PNG files of 8 bits in ImageFolder layout; ``8-bit``, a file of ours with a byte a number, in
+            place of four; ``parquet``, for ``datasets.load_dataset``, with the columns image (8 bits), pixels (exact)
+            and label, and a dataset card beside it; ``npz``; ``safetensors``.
         scores: of the set, in words, for the card.
 
     Returns:
@@ -44,6 +45,11 @@ def export(synthetic: SyntheticSet, path: str | Path, to: Format = "folder", sco
         return f"{len(synthetic.images)} images written to {path}; {faithfulness(synthetic)}"
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise InputError(f"'{path}' is there already; export to a new one, so that nothing old mixes in.")
+    if to == "8-bit":
+        content = {**synthetic.as_8_bit().about(), "space": "pixels", "labels": synthetic.labels}
+        images = synthetic.rounded_pixels().mul(255).round().to(torch.uint8)
+        save_whole(path, {"format": FORMAT, **content, "images": images})
+        return f"{len(images)} images written to {path}; {faithfulness(synthetic)}"
     if to == "parquet":
         _write_parquet(synthetic, path, scores)
     elif to == "npz":

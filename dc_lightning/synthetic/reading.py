@@ -230,8 +230,10 @@ def _from_ours(content: Mapping[str, Any], path: Path) -> SyntheticSet:
         raise InputError(f"'{path}' lacks {', '.join(missing)}; it is damaged.")
     if not all(isinstance(content[name], list) for name in fields[2:5]) or not isinstance(content["source"], dict):
         raise InputError(f"'{path}' is damaged: mean, std and class_names must be lists, source a mapping.")
-    about = {**content, "source": _current(content["source"])}
-    return checked(SyntheticSet.of(content["images"], content["labels"], about), f"'{path}'")
+    about, images = {**content, "source": _current(content["source"])}, content["images"]
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
+        images = images.float() / 255
+    return checked(SyntheticSet.of(images, content["labels"], about), f"'{path}'")
 
 
 def _current(source: dict[str, Any]) -> dict[str, Any]:
