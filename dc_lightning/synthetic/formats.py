@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 
 from dc_lightning.errors import InputError, require_known
-from dc_lightning.files import save_whole, write_whole
-from dc_lightning.synthetic.synthetic_set import FORMAT, SyntheticSet, as_picture
+from dc_lightning.files import write_whole
+from dc_lightning.synthetic.synthetic_set import SyntheticSet, as_picture
 
 Format = Literal["folder", "8-bit", "parquet", "npz", "safetensors"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -46,10 +47,9 @@ def export(synthetic: SyntheticSet, path: str | Path, to: Format = "folder", sco
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise InputError(f"'{path}' is there already; export to a new one, so that nothing old mixes in.")
     if to == "8-bit":
-        content = {**synthetic.as_8_bit().about(), "space": "pixels", "labels": synthetic.labels}
-        images = synthetic.rounded_pixels().mul(255).round().to(torch.uint8)
-        save_whole(path, {"format": FORMAT, **content, "images": images})
-        return f"{len(images)} images written to {path}; {faithfulness(synthetic)}"
+        numbers = synthetic.unit_range_images().mul(255).round().to(torch.uint8)
+        replace(synthetic.as_8_bit(), images=numbers, space="pixels").save(path)
+        return f"{len(numbers)} images written to {path}; {faithfulness(synthetic)}"
     if to == "parquet":
         _write_parquet(synthetic, path, scores)
     elif to == "npz":
