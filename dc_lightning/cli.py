@@ -41,7 +41,7 @@ from dc_lightning.parts import find
 from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
-from dc_lightning.run.folder import require_free_logger, set_run_folder
+from dc_lightning.run.folder import SaveConfiguration, require_free_logger, set_run_folder
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.switches import refuse_switches
 from dc_lightning.synthetic import export, load_synthetic, ready_sets
@@ -264,6 +264,7 @@ class CondensationCLI(LightningCLI):
                 seed_everything_default=0,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                save_config_callback=SaveConfiguration,
                 save_config_kwargs={"overwrite": True},
                 auto_configure_optimizers=False,
                 args=list(words),

@@ -324,8 +324,14 @@ def test_a_run_never_overwrites_the_results_of_another(capsys):
         assert results.read_bytes() == before
         assert results.with_name("config.yaml").read_bytes() == config
         assert sorted(Path("lightning_logs/mine").rglob("*")) == files
-    assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]) == 0
+    resume = ["--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]
+    for refused in (["--model.ipc", "2"], ["--evaluation.split", "validation", "--data.validation", "0.5"]):
+        assert main([*words, *resume, *refused]) == 2
+        assert "The checkpoint was" in capsys.readouterr().err
+        assert results.with_name("config.yaml").read_bytes() == config
+    assert main([*words, *resume]) == 0
     assert results.read_bytes() != before
+    assert results.with_name("config.yaml").read_bytes() != config
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")

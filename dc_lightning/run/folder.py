@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from dc_lightning.errors import InputError
@@ -52,6 +53,19 @@ def run_folder(trainer: Trainer) -> Path:
         found = getattr(trainer, _RESUMED, None) or _own_folder(trainer)
         setattr(trainer, _NOTED, trainer.strategy.broadcast(str(found)))
     return Path(getattr(trainer, _NOTED))
+
+
+class SaveConfiguration(SaveConfigCallback):
+    """Writes ``config.yaml`` into the folder of a run; where a resume is refused, that of the run stays."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes it, unless a checkpoint is still to be compared."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes that of a fit, whose checkpoint has been accepted."""
+        super().setup(trainer, pl_module, "fit")
 
 
 def remove_failed_start(trainer: Trainer) -> None:
