@@ -42,9 +42,9 @@ class DREAM(IDC):
         self.interval = interval
         self._chosen: Tensor | None = None  # (classes, batch_real): rows of the real images, -1 where there are fewer
 
-    def setup(self, stage: str) -> None:
-        """See `Condenser`."""
-        super().setup(stage)
+    def on_fit_start(self) -> None:
+        """Says which classes have fewer images than clusters."""
+        super().on_fit_start()
         few = [count for count in self.real.counts() if count < self.real.batch_real]
         if few:
             rank_zero_only(log.warning)(
