@@ -172,11 +172,14 @@ def test_callbacks_work_or_are_refused_in_a_sentence(name, capsys):
 
 @pytest.mark.parametrize("epochs", ["100000", "-1"])
 def test_a_run_that_time_ended_says_so_and_how_to_resume(epochs, capsys):
-    assert main([*FAST, "--trainer.max_epochs", epochs, "--trainer.max_time", "00:00:00:01"]) == 0
+    long = ["--model.outer_steps", "30", "--model.inner_epochs", "1"]
+    assert main([*FAST, *long, "--trainer.max_epochs", epochs, "--trainer.max_time", "00:00:00:01"]) == 0
     said = capsys.readouterr().out
     assert "Stopped by trainer.max_time after" in said
     command = next(line for line in said.splitlines() if "--ckpt_path" in line).split()
-    done = torch.load(command[command.index("--ckpt_path") + 1], weights_only=True)["epoch"]
+    checkpoint = torch.load(command[command.index("--ckpt_path") + 1], weights_only=True)
+    done = checkpoint["epoch"]
+    assert checkpoint["global_step"] == 30 * done  # the time ended within an outer iteration, which was completed
     assert len([line for line in said.splitlines() if line.startswith("outer iteration")]) < 25
     assert main([*command[1:], "--trainer.max_epochs", str(done + 3)]) == 0
     assert f"outer iteration {done + 3}/{done + 3}" in capsys.readouterr().out

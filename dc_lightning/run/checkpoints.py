@@ -178,8 +178,9 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves between two matching steps of one outer iteration."""
+        """Saves between two matching steps of one outer iteration, which is completed before the run ends."""
         if batch_idx + 1 < trainer.num_training_batches:
+            trainer.should_stop = False  # Lightning would count it as done; a timer asks again at the last step
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
