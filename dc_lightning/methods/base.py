@@ -264,6 +264,8 @@ class Condenser(LightningModule):
         self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
         if self.trainer.precision == "16-mixed":
             raise InputError("precision 16-mixed scales losses, but matching compares gradients; take bf16-mixed.")
+        if self.lr_images_cooldown and not (self.trainer.max_epochs or 0) > 0:
+            raise InputError("model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs.")
         self.complete(data)
         if getattr(self, "images", None) is None:
             count = self.ipc * self.factor**2
@@ -289,8 +291,6 @@ class Condenser(LightningModule):
                 f"An outer iteration has {self.outer_steps} matching steps, but the Trainer would run {steps}: leave "
                 "out trainer.limit_train_batches and trainer.overfit_batches; model.outer_steps sets their number."
             )
-        if self.lr_images_cooldown and not (self.trainer.max_epochs or 0) > 0:
-            raise InputError("model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs.")
 
     def training_step(self, batch: RealImages, batch_idx: int) -> None:
         """One matching step: the loss class by class, one update of the images, then the network's own training."""
