@@ -1,6 +1,5 @@
 """The command line: ``dc-lightning`` with one function a command, on LightningCLI."""
 
-import csv
 import errno
 import inspect
 import io
@@ -10,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
@@ -41,7 +41,7 @@ from dc_lightning.parts import find
 from dc_lightning.run.allocator import keep_freed_memory
 from dc_lightning.run.checkpoints import Checkpoints, Interrupted
 from dc_lightning.run.evaluation_callback import Baseline, EvaluationCallback, require_writable
-from dc_lightning.run.folder import SaveConfiguration, require_free_logger, set_run_folder
+from dc_lightning.run.folder import SaveConfiguration, continued_logger, require_free_logger, set_run_folder
 from dc_lightning.run.progress import RunProgress, say
 from dc_lightning.run.switches import refuse_switches
 from dc_lightning.synthetic import export, load_synthetic, ready_sets
@@ -204,34 +204,6 @@ def _newest_checkpoint(config: Namespace) -> str | None:
     return str(found[-1]) if found else None
 
 
-def _wait_for_a_later_second(folder: Path) -> None:
-    """Waits until the curves that are written next will be read last.
-
-    TensorBoard reads the files of a run by name: the second, then the host, process and file numbers as text, where 10
-    comes before 9. The clock of another machine may be a few seconds ahead; what is further ahead is not waited for.
-    """
-    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*")]
-    while 0 <= max(seconds, default=-1) - int(time.time()) <= 5:
-        time.sleep(0.01)
-
-
-_CURVES = ("matching_loss", "accuracy", "final")
-
-
-def _continued_csv(settings: dict[str, Any], path: Path, iteration: int) -> CSVLogger:
-    """A logger in the folder of the run that is resumed, with its curves before an iteration, whose file it removes."""
-    is_there = path.is_file() and not getattr(rank_zero_only, "rank", 0)
-    before = path.read_text().splitlines() if is_there else []
-    logger = CSVLogger(**settings)
-    for row in csv.DictReader(before):
-        step, is_ours = row.get("step") or "", any(row.get(name) for name in row if name.startswith(_CURVES))
-        if step.isdigit() and (int(step) < iteration or not is_ours):
-            metrics: dict[str, Any] = {name: float(value) for name, value in row.items() if value and name != "step"}
-            logger.log_metrics(metrics, step=int(step))
-    logger.save()
-    return logger
-
-
 class CondensationCLI(LightningCLI):
     """LightningCLI with the evaluation, the checkpoints and the seed as top-level keys: parses words, and runs them.
 
@@ -340,23 +312,21 @@ class CondensationCLI(LightningCLI):
             self._iteration = require_checkpoint(Path(config.ckpt_path))["curve"][0]
 
     def _resume_in_the_same_folder(self, config: Namespace) -> None:
-        """Gives the Trainer a logger in the run that the checkpoint belongs to, whose curves are cut there."""
+        """Has the run that the checkpoint belongs to continued: its folder, and its curves, which are cut there."""
         checkpoint = Path(config.ckpt_path)
         config.ckpt_path = None  # for the configuration that is saved
         folder = checkpoint.resolve().parent.parent
         if checkpoint.parent.name != "checkpoints":
             return
         set_run_folder(self.trainer, folder)
-        for given in _loggers(config)[:1]:
-            settings = {**given.init_args, "save_dir": str(folder.parent), "name": "", "version": folder.name}
-            first = self.trainer.loggers[0]
-            if isinstance(first, TensorBoardLogger):
-                if self.trainer.is_global_zero:
-                    _wait_for_a_later_second(folder)
-                first = TensorBoardLogger(**{**settings, "purge_step": self._iteration})
-            elif isinstance(first, CSVLogger):
-                first = _continued_csv(settings, folder / "metrics.csv", self._iteration)
-            self.trainer.loggers = [first, *self.trainer.loggers[1:]]
+        first = self.trainer.logger
+        if isinstance(first, TensorBoardLogger | CSVLogger):
+            given = _loggers(config)[0].init_args
+            settings = {**given, "save_dir": str(folder.parent), "name": "", "version": folder.name}
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            saver = next(part for part in callbacks if isinstance(part, SaveConfiguration))
+            self.trainer.loggers = self.trainer.loggers[1:]
+            saver.continued = partial(continued_logger, type(first), settings, self._iteration)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given: LightningCLI would let the checkpoint's win silently."""

@@ -314,27 +314,40 @@ def test_other_commands_replace_them_too(monkeypatch, tmp_path, capsys):
     assert {path.name for path in Path("home").iterdir()} == {"runs", "report", "images"}
 
 
+def contents(folder):
+    """What every file below a folder holds."""
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
 def test_a_run_never_overwrites_the_results_of_another(capsys):
     words = [*FAST, "--trainer.logger.version", "mine"]
     assert main(words) == 0
-    results = Path("lightning_logs/mine/results.json")
-    before, config = results.read_bytes(), results.with_name("config.yaml").read_bytes()
-    files = sorted(Path("lightning_logs/mine").rglob("*"))
+    before = contents("lightning_logs/mine")
     score = ["evaluate", *words[1:], "--synthetic", "lightning_logs/mine/synthetic.pt"]
     for again in ([*words, "--model.ipc", "2"], score):
         assert main(again) == 2
         assert "'lightning_logs/mine' holds the results of another run" in capsys.readouterr().err
-        assert results.read_bytes() == before
-        assert results.with_name("config.yaml").read_bytes() == config
-        assert sorted(Path("lightning_logs/mine").rglob("*")) == files
-    resume = ["--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]
-    for refused in (["--model.ipc", "2"], ["--evaluation.split", "validation", "--data.validation", "0.5"]):
-        assert main([*words, *resume, *refused]) == 2
-        assert "The checkpoint was" in capsys.readouterr().err
-        assert results.with_name("config.yaml").read_bytes() == config
-    assert main([*words, *resume]) == 0
-    assert results.read_bytes() != before
-    assert results.with_name("config.yaml").read_bytes() != config
+        assert contents("lightning_logs/mine") == before
+    assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]) == 0
+    assert contents("lightning_logs/mine") != before
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(logger, capsys):
+    words = [*FAST, "--trainer.logger", logger, "--trainer.logger.save_dir", ".", "--trainer.logger.version", "mine"]
+    words += ["--checkpoint.every_n", "1"]
+    assert main(words) == 0
+    before = contents(".")
+    resume = [*words, "--ckpt_path", "lightning_logs/mine/checkpoints/iteration_000001.ckpt"]
+    other_split = ["--evaluation.split", "validation", "--data.validation", "0.5"]
+    no_end = ["--model.lr_images_cooldown", "0.5", "--trainer.max_epochs", "-1"]
+    for refused in (["--model.ipc", "2"], other_split, no_end, ["--model.network", "Linear"]):
+        assert main([*resume, *refused]) == 2
+        assert "error: " in capsys.readouterr().err
+        assert contents(".") == before
+    assert main([*resume, "--trainer.max_epochs", "3"]) == 0
+    assert contents(".").keys() > before.keys()
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")

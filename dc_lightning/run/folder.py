@@ -1,12 +1,16 @@
 """The folder of a run: results, pictures, checkpoints and configuration lie in one, whatever logs the curves."""
 
+import csv
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dc_lightning.errors import InputError
 
@@ -56,7 +60,13 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 class SaveConfiguration(SaveConfigCallback):
-    """Writes ``config.yaml`` into the folder of a run; where a resume is refused, that of the run stays."""
+    """Writes ``config.yaml`` into the folder of a run; where a resume is refused, all files of the run stay.
+
+    Attributes:
+        continued: makes the first logger of a run that is resumed, which cuts its curves.
+    """
+
+    continued: Callable[[], Logger] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes it, unless a checkpoint is still to be compared."""
@@ -65,7 +75,52 @@ class SaveConfiguration(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes that of a fit, whose checkpoint has been accepted."""
+        if self.continued is not None:
+            trainer.loggers = [self.continued(), *trainer.loggers]
         super().setup(trainer, pl_module, "fit")
+
+
+_CURVES = ("matching_loss", "accuracy", "final")
+
+
+def continued_logger(kind: type[Logger], settings: dict[str, Any], iteration: int) -> Logger:
+    """A logger of TensorBoard or CSV files in the folder of a run that is resumed, whose curves it cuts.
+
+    Args:
+        kind: TensorBoardLogger or CSVLogger.
+        settings: its arguments, that folder in them.
+        iteration: outer iterations that are done; what was logged from there on is logged again.
+    """
+    folder = Path(settings["save_dir"], settings["version"])
+    if issubclass(kind, TensorBoardLogger):
+        if not getattr(rank_zero_only, "rank", 0):
+            _wait_for_a_later_second(folder)
+        return kind(**{**settings, "purge_step": iteration})
+    return _continued_csv(settings, folder / "metrics.csv", iteration)
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Waits until the curves that are written next will be read last.
+
+    TensorBoard reads the files of a run by name: the second, then the host, process and file numbers as text, where 10
+    comes before 9. The clock of another machine may be a few seconds ahead; what is further ahead is not waited for.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*")]
+    while 0 <= max(seconds, default=-1) - int(time.time()) <= 5:
+        time.sleep(0.01)
+
+
+def _continued_csv(settings: dict[str, Any], path: Path, iteration: int) -> CSVLogger:
+    is_there = path.is_file() and not getattr(rank_zero_only, "rank", 0)
+    before = path.read_text().splitlines() if is_there else []
+    logger = CSVLogger(**settings)  # removes the file
+    for row in csv.DictReader(before):
+        step, is_ours = row.get("step") or "", any(row.get(name) for name in row if name.startswith(_CURVES))
+        if step.isdigit() and (int(step) < iteration or not is_ours):
+            metrics: dict[str, Any] = {name: float(value) for name, value in row.items() if value and name != "step"}
+            logger.log_metrics(metrics, step=int(step))
+    logger.save()
+    return logger
 
 
 def remove_failed_start(trainer: Trainer) -> None:
