@@ -238,6 +238,24 @@ def test_metadata_is_plain_json(synthetic, tmp_path):
     assert source == {"method": "test", "ipc": 2, "stored_as": "8-bit images"}  # it is another set than the original
 
 
+def test_factor_and_space_are_taken_where_a_file_does_not_say_them(synthetic, tmp_path):
+    pair = [synthetic.unit_range_images(), synthetic.labels]
+    torch.save({"data": [pair]}, tmp_path / "set.pt")
+    replace(synthetic, factor=1).export(tmp_path / "folder")
+    statistics = synthetic.mean, synthetic.std
+    (packed,) = load_synthetic(tmp_path / "set.pt", *statistics, factor=2, space="pixels")
+    assert (packed.factor, packed.space) == (2, "pixels")
+    (said,) = load_synthetic(tmp_path / "folder", *statistics, factor=2)
+    assert said.factor == 1
+    (tmp_path / "folder" / "synthetic.json").unlink()
+    (unsaid,) = load_synthetic(tmp_path / "folder", *statistics, factor=2, space="pixels")
+    assert (unsaid.factor, len(unsaid)) == (2, 4 * len(said))
+    assert torch.equal(unsaid.images, said.images)
+    for factor in (0, 5, 2.5):
+        with pytest.raises(InputError, match=rf"factor must be in 1..4 for images of 4x5, got {factor}"):
+            load_synthetic(tmp_path / "set.pt", *statistics, factor=factor)
+
+
 def test_a_file_of_the_first_version_is_read(tmp_path):
     old = {**good(), "format": "dc_lightning synthetic set 1", "source": {"method": "gradient matching", "ipc": 1}}
     torch.save(old, tmp_path / "set.pt")

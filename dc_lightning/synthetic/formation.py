@@ -82,7 +82,7 @@ def unfold(images: Tensor, factor: int, fill: float | Tensor = _PADDING) -> Tens
 
 def check_factor(factor: int, size: tuple[int, int]) -> None:
     """Raises `InputError` unless images of a size, height and width, can hold factor * factor others."""
-    if not 1 <= factor <= min(size):
+    if factor not in range(1, min(size) + 1):
         raise InputError(f"factor must be in 1..{min(size)} for images of {size[0]}x{size[1]}, got {factor}.")
 
 

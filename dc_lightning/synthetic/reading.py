@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from dc_lightning.errors import InputError
 from dc_lightning.files import read_tensors
 from dc_lightning.pictures import PictureTree, in_unit_range, read_picture
+from dc_lightning.synthetic.formation import check_factor
 from dc_lightning.synthetic.formats import read_shared
 from dc_lightning.synthetic.ready import ready_set
 from dc_lightning.synthetic.synthetic_set import FORMAT, METADATA, Space, SyntheticSet, folder_name
@@ -30,7 +31,8 @@ class Unsaid(TypedDict, total=False):
 
     Args:
         background: of what is transparent in a folder of images, white where it is not given; see `read_picture`.
-        space: whether images are normalised, or pixels in [0, 1]; of whitened ones, before they were whitened.
+        space: whether images are normalised, or pixels in [0, 1]; of whitened ones, before they were whitened. Files of
+            images are pixels.
         factor: training images along each side of a stored one.
         labels: whether soft labels are probabilities or logits.
         whitening: file of the ZCA transform of whitened images; see `unwhitened`.
@@ -68,7 +70,8 @@ def load_synthetic(
     path = Path(path) if Path(path).exists() else ready_set(str(path)).path
     path = _file_of_folder(path)
     given = {"mean": mean, "std": std, "class_names": class_names}
-    said = {name: () if value is None else tuple(value) for name, value in given.items()}
+    said: dict[str, Any] = {name: () if value is None else tuple(value) for name, value in given.items()}
+    said |= {name: value for name, value in unsaid.items() if name in ("space", "factor")}
     if "whitening" in unsaid and (path.is_dir() or path.suffix != ".pt" or "images" not in path.name):
         raise InputError(
             f"whitening goes with images_*.pt and labels_*.pt beside them; '{path}' is another kind of set."
@@ -191,6 +194,7 @@ def checked(synthetic: SyntheticSet, where: str) -> SyntheticSet:
         raise InputError(f"{where}: there must be one label for each of the {len(images)} images.")
     if not len(images):
         raise InputError(f"{where}: the set has no images.")
+    check_factor(synthetic.factor, (images.shape[2], images.shape[3]))
     if not bool(images.isfinite().all()):
         raise InputError(f"{where}: some pixels are NaN or infinite.")
     if not mean or not std:
@@ -251,11 +255,11 @@ def _from_authors(pair: Any, path: Path, index: int, said: Mapping[str, Any]) ->
 
 
 def _read_folder(path: Path, said: Mapping[str, Any], background: str) -> SyntheticSet:
-    about: dict[str, Any] = {**said, "source": {"method": "folder of images", "folder": path.name}}
+    about = {**said, "space": "normalised", "source": {"method": "folder of images", "folder": path.name}}
     if (path / METADATA).is_file():
         try:
             found = json.loads((path / METADATA).read_text())
-            about = {key: found[key] for key in ("mean", "std", "class_names")}
+            about |= {key: found[key] for key in ("mean", "std", "class_names")}
             about |= {key: found[key] for key in ("factor", "formation") if key in found}
             about["source"] = _current(found["source"])
         except (ValueError, KeyError, TypeError) as error:
