@@ -5,6 +5,7 @@ import inspect
 import io
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -469,7 +470,7 @@ def _suggested_option(words: Sequence[str], message: str) -> str:
             longer += [each for each in known if each.endswith((f".{last}", f"_{last}"))]
             named = " or ".join(f"'--{each}'" for each in longer[:3])
             return f" Did you mean {named}?" if longer else suggestion(plain, known).replace("'", "'--", 1)
-        if value and message.endswith((value, f"'{value}')")):
+        if value and last in message and re.search(rf"(?<![\w.]){re.escape(value)}('\))?$", message):
             return _meaning(plain, classes.get(plain.partition(".")[0], ()))
     return ""
 

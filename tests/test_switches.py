@@ -441,6 +441,7 @@ def test_values_that_change_nothing_are_taken():
             "share of every class for testing",
         ),
         (["--data", "ImageFolder", "--data.root", "x", "--data.backgroud", "red"], "Did you mean '--data.background'?"),
+        (["--data", "Digits", "--data.batch_real", "5", "--model.ipc", "2.5"], "(--model.ipc: synthetic images"),
     ],
 )
 def test_words_that_are_not_understood_are_answered_by_what_is(words, said, capsys):
