@@ -18,7 +18,7 @@ Accuracy = tuple[float, float | None]
 DATASETS = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
 SELECTIONS = ("random", "herding", "k-center", "forgetting")
 
-_TABLE_1: dict[str, dict[str, Sequence[Accuracy]]] = {
+_TABLE_1: dict[str, dict[str, Sequence[Accuracy | None]]] = {
     "random": {
         "MNIST": ((64.9, 3.5), (95.1, 0.9), (97.9, 0.2)),
         "FashionMNIST": ((51.4, 3.8), (73.8, 0.7), (82.5, 0.7)),
@@ -66,12 +66,14 @@ _TABLE_1: dict[str, dict[str, Sequence[Accuracy]]] = {
         "FashionMNIST": ((70.7, None), (85.3, None), (89.1, None)),
         "SVHN": ((46.7, None), (77.0, None), (87.9, None)),
         "CIFAR10": ((36.7, None), (58.3, None), (69.5, None)),
+        "CIFAR100": (None, (36.6, None)),
     },
     "IDC": {
         "MNIST": ((94.2, None), (98.4, None), (99.1, None)),
         "FashionMNIST": ((81.0, None), (86.0, None), (86.2, None)),
         "SVHN": ((68.5, None), (87.5, None), (90.1, None)),
         "CIFAR10": ((50.6, None), (67.5, None), (74.5, None)),
+        "CIFAR100": (None, (45.1, None)),
     },
 }
 
@@ -80,6 +82,7 @@ TABLE_1: dict[tuple[str, int, str], Accuracy] = {
     for method, rows in _TABLE_1.items()
     for dataset, row in rows.items()
     for ipc, accuracy in zip((1, 10, 50), row, strict=False)
+    if accuracy is not None
 }
 """By dataset, images per class, and method."""
 
