@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from children import RUN, run
 from conftest import TinyData, quiet_trainer, some_slow
+from curves import read_curves
 from scipy.ndimage import affine_transform
 from test_resume import assert_same, outcome
 
@@ -76,6 +77,10 @@ def test_files_say_what_is_stored_and_what_is_used(whole):
     assert results["source"]["distance"] == "l1"
     assert results["source"]["network_images"] == 30
     assert (folder / RUN / "synthetic_decoded.png").is_file()
+    _, events = read_curves(folder / RUN)
+    for title in ("synthetic images", "decoded images"):
+        assert [image.step for image in events.Images(title)] == [0, 2, 3]
+    assert len(list((folder / RUN / "images").glob("*_decoded.png"))) == 3
 
 
 def test_a_set_in_one_images_becomes_an_exported_folder_and_back(whole, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from dc_lightning.data import FashionMNIST
 from dc_lightning.evaluation.baselines import random_set
 from dc_lightning.evaluation.fairness import augmentation_robust_score, label_robust_score
 from dc_lightning.experiments.leaderboard import leaderboards
-from dc_lightning.experiments.report import tables
+from dc_lightning.experiments.report import image_figure, tables
 from dc_lightning.experiments.rows import collect
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -408,6 +409,8 @@ def test_everything_is_written(tmp_path, monkeypatch):
     for name in ("report.png", "images_ipc1.png"):
         with Image.open(Path("out") / name) as image:
             assert min(image.size) > 100
+    widths = [Image.open(BytesIO(image_figure([replace(synthetic, factor=factor)]))).width for factor in (1, 2)]
+    assert widths[1] > 2 * widths[0]  # the decoded images beside the stored ones
     assert main(["report", "runs", "--output", "out", "--into", "out/report.md"]) == 2
 
 

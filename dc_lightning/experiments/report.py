@@ -135,15 +135,22 @@ def plot(rows: Sequence[Row]) -> bytes:
 
 
 def image_figure(sets: Sequence[SyntheticSet]) -> bytes:
-    """The images of sets of one ipc side by side, one row a class (paper, figures 2 and 3), as a PNG file."""
-    grids = [synthetic.grid() for synthetic in sets]
-    widths = [grid.shape[2] / grid.shape[1] for grid in grids]
-    figure = Figure(figsize=(4 * sum(widths) + 0.5 * len(widths), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(grids), width_ratios=widths, squeeze=False)[0]
-    for panel, grid, synthetic in zip(panels, grids, sets, strict=True):
+    """The images of sets of one ipc side by side, one row a class (paper, figures 2 and 3), as a PNG file.
+
+    Where several images are in one, as they are stored and decoded.
+    """
+    shown = []
+    for synthetic in sets:
+        title, packed = f"{synthetic.source.get('dataset', '')}\n{synthetic.method}", synthetic.images_in_one > 1
+        shown.append((synthetic.grid(), title + (f"\n{synthetic.images_in_one} images in one" if packed else "")))
+        if packed:
+            shown.append((synthetic.grid(decoded=True), f"{title}\ndecoded"))
+    widths = [max(4 * grid.shape[2] / grid.shape[1], 1.3) for grid, _ in shown]  # inches; a title needs so much
+    figure = Figure(figsize=(sum(widths) + 0.2 * len(widths), 4.7), layout="constrained")
+    panels = figure.subplots(1, len(shown), width_ratios=widths, squeeze=False)[0]
+    for panel, (grid, title) in zip(panels, shown, strict=True):
         panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        used = f"\n{synthetic.images_in_one} images in one" if synthetic.images_in_one > 1 else ""
-        panel.set_title(f"{synthetic.source.get('dataset', '')}, {synthetic.method}{used}", fontsize=9)
+        panel.set_title(title, fontsize=8)
         panel.set_axis_off()
     return as_png(figure)
 

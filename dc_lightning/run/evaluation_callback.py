@@ -233,7 +233,9 @@ class EvaluationCallback(Callback):
             say("fast_dev_run: one matching step and one short training; nothing was written.")
             return
         say(f"synthetic set  {self.folder / 'synthetic.pt'}")
-        say(f"images         {self.folder / 'synthetic.png'}")
+        for name in ("synthetic.png", "synthetic_decoded.png"):
+            if (self.folder / name).is_file():
+                say(f"images         {self.folder / name}")
         say(f"results        {self.folder / 'results.json'}")
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             say(f"TensorBoard    tensorboard --logdir {self.folder}")
@@ -371,7 +373,9 @@ class EvaluationCallback(Callback):
         synthetic = module.synthetic_set(iteration)
         self._save(trainer, synthetic)
         if self._writes(trainer):
-            synthetic.save_grid(self.folder / "images" / f"iteration_{iteration:06d}.png")
+            for decoded, path in enumerate(self._grids(iteration).values()):
+                if not decoded or synthetic.images_in_one > 1:
+                    synthetic.save_grid(path, decoded=bool(decoded))
         networks, data = pool(self.networks, module.network_spec), self._followed_on(module.data)
         scores = self._score(trainer, data, [synthetic], networks, f"evaluation after {iteration} iterations")
         entry = {"iteration": iteration, "scores": [score.to_dict() for score in scores], "split": data.split}
@@ -406,18 +410,21 @@ class EvaluationCallback(Callback):
         if not trainer.is_global_zero:
             return
         iteration = entry["iteration"]
-        grid = self.folder / "images" / f"iteration_{iteration:06d}.png"
         for logger in trainer.loggers:
             for score in entry["scores"]:
                 name = self._tag(score["network"], score["recipe"])
                 metrics = {f"accuracy/{name}": score["mean"], f"accuracy_std/{name}": score["std"]}
                 logger.log_metrics(metrics, step=iteration)
-            if not grid.is_file():
-                continue
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("synthetic images", to_tensor(Image.open(grid)), iteration)
-            elif hasattr(logger, "log_image"):  # Weights & Biases
-                logger.log_image("synthetic images", [str(grid)], iteration)
+            for title, path in self._grids(iteration).items():
+                if path.is_file() and isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(title, to_tensor(Image.open(path)), iteration)
+                elif path.is_file() and hasattr(logger, "log_image"):  # Weights & Biases
+                    logger.log_image(title, [str(path)], iteration)
+
+    def _grids(self, iteration: int) -> dict[str, Path]:
+        """Pictures of the images as they are stored, and as a network sees them where several are in one."""
+        path = self.folder / "images" / f"iteration_{iteration:06d}.png"
+        return {"synthetic images": path, "decoded images": path.with_stem(f"{path.stem}_decoded")}
 
     @staticmethod
     def _writes(trainer: Trainer) -> bool:
