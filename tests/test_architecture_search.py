@@ -2,15 +2,17 @@
 
 import json
 import signal
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from children import RUN, run
 from conftest import TinyData, some_slow
 
-from dc_lightning import InputError
+from dc_lightning import InputError, SyntheticSet
 from dc_lightning.cli import main
 from dc_lightning.evaluation import Score
 from dc_lightning.experiments import architecture_search
@@ -91,6 +93,12 @@ def test_the_choice_of_a_proxy_is_scored_on_the_whole_set():
 
 def columns(folder):
     return json.loads((folder / RUN / "results.json").read_text())["columns"]
+
+
+def test_images_in_one_are_said():
+    stored = SyntheticSet(torch.zeros(10, 1, 4, 4), torch.arange(10), (0.5,), (0.5,), tuple("abcdefghij"))
+    found = [Ranking(str(factor), replace(stored, factor=factor), 10).images_in_words for factor in (1, 2)]
+    assert found == ["10", "40 in 10"]
 
 
 @pytest.fixture(scope="module")

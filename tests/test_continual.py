@@ -92,6 +92,8 @@ def test_accuracy_and_forgetting_by_hand():
     learnt = Learnt("DC", [[after]], [[10, 30, 60]], 1, 1)
     assert learnt.by_stage() == [[0.9], [pytest.approx((5 + 24) / 40)], [pytest.approx((6 + 12 + 60) / 100)]]
     assert learnt.forgetting() == [pytest.approx(((0.9 - 0.6) + (0.8 - 0.4)) / 2)]
+    packed = continual.table([Learnt("IDC", [[after]], None, 80, 20), learnt], "any", ["one", "two", "three"])
+    assert list(dict.fromkeys(row for row, _ in packed.cells)) == ["IDC, 80 images in 20", "DC, 1 image"]
     alike = Learnt("DC", [[after]], None, 1, 1)
     assert alike.by_stage()[2] == [pytest.approx(2 / 3)]
 

@@ -98,6 +98,12 @@ class Ranking:
         return [score.mean for score in self.scores]
 
     @property
+    def images_in_words(self) -> str:
+        """Stored images, and what networks train on where several are in one: ``40 in 10``."""
+        in_one = self.synthetic.images_in_one
+        return f"{self.images * in_one} in {self.images}" if in_one > 1 else str(self.images)
+
+    @property
     def kilobytes(self) -> float:
         """Of the stored images: one byte a number of real ones, as in image files, four of others."""
         is_real = self.name.partition(",")[0] in (*get_args(Method), EARLY_STOPPING, TRUTH)
@@ -254,7 +260,7 @@ def table(truth: Ranking, proxies: Sequence[Ranking], title: str) -> Matrix:
                 top = "all" if found.top == len(truth.scores) else f"top {found.top}"
                 cells[row, f"{top}: Spearman, Kendall"] = f"{_number(found.spearman)}, {_number(found.kendall)}"
         cells[row, "accuracy of its choice"] = f"{100 * chosen_accuracy(ranking, truth):.1f}"
-        cells[row, "images"] = str(ranking.images)
+        cells[row, "images"] = ranking.images_in_words
         cells[row, "kB"] = f"{ranking.kilobytes:.1f}"
         cells[row, "minutes"] = _number(ranking.seconds and ranking.seconds / 60, 1)
     return matrix

@@ -36,6 +36,7 @@ from dc_lightning.parts import part_name
 from dc_lightning.run.evaluation_callback import EvaluationCallback
 from dc_lightning.run.nested import agreed, fit_within
 from dc_lightning.run.progress import say
+from dc_lightning.run.results import images_in_words
 from dc_lightning.seeds import derive_seed
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 
@@ -352,7 +353,7 @@ def table(learnt: Sequence[Learnt], title: str, stages: Sequence[str]) -> Matrix
     """Accuracy by stage in percent, mean and population standard deviation over orders and networks; forgetting."""
     matrix = Matrix(title, "memory")
     for each in learnt:
-        row = f"{each.name}, {each.stored} images"
+        row = f"{each.name}, {images_in_words(each.images, each.stored)}"
         for stage, values in zip(stages, each.by_stage(), strict=True):
             matrix.cells[row, stage] = _percent(values)
         matrix.cells[row, "forgetting"] = _percent(each.forgetting())

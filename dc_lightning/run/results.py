@@ -66,6 +66,12 @@ def percent(score: Score) -> str:
     return f"{100 * score.mean:.1f} ± {100 * score.std:.1f} (n={len(score.accuracies)})"
 
 
+def images_in_words(used: int, stored: int) -> str:
+    """Images that a network trains on, and where several are in one, how many are stored: ``40 images in 10``."""
+    words = f"{used} {'image' if used == 1 else 'images'}"
+    return words if used == stored else f"{words} in {stored}"
+
+
 def print_table(columns: Sequence[Column], title: str, console: Console | None = None) -> None:
     """One row a test network, one column a kind of set; what was not run stays blank.
 
@@ -76,9 +82,7 @@ def print_table(columns: Sequence[Column], title: str, console: Console | None =
     table = Table(title=Text(title), caption=f"test accuracy in %, mean {sign} population std over n networks")
     table.add_column("test network", overflow="fold")
     for column in columns:
-        images = f"{column.training_images} {'image' if column.training_images == 1 else 'images'}"
-        if column.stored_images != column.training_images:
-            images += f" in {column.stored_images}"
+        images = images_in_words(column.training_images, column.stored_images)
         table.add_column(Text(f"{column.name}\n{images}"), justify="right", overflow="fold")
     several = len({score.recipe for column in columns for score in column.scores}) > 1
     found = [{(score.network, score.recipe): score for score in column.scores} for column in columns]

@@ -35,10 +35,13 @@ class ReadySet:
         return dict(self.results["columns"][0]["scores"][0])
 
     def in_words(self) -> str:
-        """Its score: ``82.5 ± 0.2 % (ConvNet, n=20, recipe DC)``."""
+        """Its score: ``82.5 ± 0.2 % (ConvNet, n=20, recipe DC)``, and where several images are in one, how many."""
         score = self.score
         spread = f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f} %"
-        return f"{spread} ({score['network']}, n={score['n']}, recipe {score.get('recipe', 'DC')})"
+        found = self.results["columns"][0]
+        used, stored = found["training_images"], found.get("stored_images", found["training_images"])
+        packed = "" if used == stored else f", {used // stored} images in one"
+        return f"{spread} ({score['network']}, n={score['n']}, recipe {score.get('recipe', 'DC')}{packed})"
 
 
 @cache
