@@ -174,13 +174,14 @@ class EvaluationCallback(Callback):
             )
         self.check(trainer, self.tested_on(module.data), module.network_spec)
         self._started = time.monotonic()
-        for entry in self._history:  # the curve is cut at the iteration that the run is resumed from
-            if entry["iteration"] == module.resumed_at and entry["iteration"] != trainer.max_epochs:  # that one is new
-                self._log(trainer, entry)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates where a run is resumed, if that is due."""
-        self._evaluate_if_due(trainer, _condenser(pl_module))
+        """Logs again, and evaluates if that is due, where a run is resumed, at which its curves are cut."""
+        module = _condenser(pl_module)
+        for entry in self._history:
+            if entry["iteration"] == module.resumed_at and entry["iteration"] != trainer.max_epochs:  # that one is new
+                self._log(trainer, entry)
+        self._evaluate_if_due(trainer, module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates before every ``every_n``-th outer iteration, the first included."""
