@@ -202,10 +202,8 @@ def test_sets_that_ship_are_found_by_name_and_listed(tmp_path, monkeypatch, caps
     assert "fashion_mnist_dc_ipc10/seed_0: DC, 82.5 ± 0.3 % (ConvNet, n=20, recipe DC)" in listed
     assert "fashion_mnist_idc_i_ipc10/seed_0: IDC-I, 84.5 ± 0.3 % (ConvNet, n=3, recipe IDC)" in listed
     assert "fashion_mnist_idc_ipc1/seed_0: IDC, 78.8 ± 0.4 % (ConvNet, n=20, recipe IDC, 4 images in one)" in listed
-    assert (
-        "fashion_mnist_frepo_f2_ipc10/seed_0 = FashionMNIST/ipc10: FRePo, 87.8 ± 0.5 % (ConvNet, n=5, recipe DC, 4 images "
-        "in one)" in listed
-    )
+    scored = "FRePo, 87.8 ± 0.5 % (ConvNet, n=5, recipe DC, 4 images in one)"
+    assert f"fashion_mnist_frepo_f2_ipc10/seed_0 = FashionMNIST/ipc10: {scored}" in listed
     assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "out", "--to", "parquet"]) == 0
     assert "Score: 70.8 ± 0.8 %" in Path("out/README.md").read_text()
     assert main(["export", "fashion_mnist_dc_ipc1/seed_0", "folder"]) == 0
