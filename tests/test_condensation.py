@@ -6,7 +6,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dc_lightning import CondensationModule, DistributionMatching, FRePo, InputError
+from dc_lightning import Checkpoints, CondensationModule, DistributionMatching, FRePo, InputError
 from dc_lightning.data import TorchDataset
 from dc_lightning.methods.inner_loop import default_loops
 from dc_lightning.networks import NETWORKS
@@ -33,6 +33,19 @@ GOLDEN_NAME, networks_made = [""], []
 def golden_network(channels, num_classes, image_size):
     networks_made.append(fill_golden(NETWORKS[GOLDEN_NAME[0]](channels, 10, image_size)))
     return networks_made[-1]
+
+
+class StopsOnce(pl.Callback):
+    """Asks for the end within an outer iteration, once."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or (trainer.current_epoch, batch_idx) == (1, 0)
+
+
+def test_a_callback_that_ends_a_run_ends_it_after_the_outer_iteration(tmp_path):
+    stopped = trainer(tmp_path, epochs=5, callbacks=[StopsOnce(), Checkpoints()], enable_checkpointing=True)
+    stopped.fit(CondensationModule(network="MLP", ipc=2, outer_steps=3, inner_epochs=1), datamodule=TinyData())
+    assert (stopped.current_epoch, stopped.global_step) == (2, 6)
 
 
 @pytest.mark.parametrize("entry", GOLDEN["trajectory"], ids=lambda entry: entry["model"])

@@ -92,6 +92,7 @@ class Checkpoints(ModelCheckpoint):
         self.resume_from: str | None = None
         self._saved_at = 0.0
         self._signum: int | None = None
+        self._end_is_asked = False  # by another callback, such as a timer
         self._in_steps = False  # between the first matching step and the last, evaluations left out
         self._old_handlers: dict[int, Any] = {}
 
@@ -126,6 +127,7 @@ class Checkpoints(ModelCheckpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C and SIGTERM, and saves the state that a new run starts with."""
         self._saved_at, self._signum, self._in_steps = time.monotonic(), None, False
+        self._end_is_asked = False
         self.take_signals()
         if trainer.ckpt_path is None:
             self._save(trainer)
@@ -179,8 +181,9 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves between two matching steps of one outer iteration, which is completed before the run ends."""
+        self._end_is_asked = trainer.should_stop = self._end_is_asked or trainer.should_stop
         if batch_idx + 1 < trainer.num_training_batches:
-            trainer.should_stop = False  # Lightning would count it as done; a timer asks again at the last step
+            trainer.should_stop = False  # Lightning would count the iteration as done
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
