@@ -92,6 +92,22 @@ def test_the_derivative_is_that_of_differences(changed, tmp_path):
     assert float(method.found[1].abs().min(dim=0).values.max()) > 0
 
 
+def test_no_class_is_told_by_its_augmentation(tmp_path):
+    different = []
+
+    class Noted(FRePo):
+        def match(self, network, step):
+            images = self.images.detach()[:2]
+            pairs = [torch.cat(self.augment(images, images, label, step)) for label in range(3)]
+            different.append([not torch.equal(pair, pairs[0]) for pair in pairs])
+            different.append(not torch.equal(pairs[0], torch.cat([images, images])))
+            return super().match(network, step)
+
+    condense(tmp_path, Noted(network=NETWORK, ipc=2, outer_steps=4, augmentation="siamese"))
+    assert different[::2] == [[False] * 3] * 4
+    assert any(different[1::2])
+
+
 @pytest.mark.parametrize("changed", [{}, {"last_layer_steps": 20, "lr_last_layer": 0.05}], ids=str)
 def test_the_error_on_real_images_falls(changed, tmp_path):
     losses = []

@@ -157,6 +157,12 @@ class FRePo(InnerLoop):
         """BatchNorm takes its running statistics, and nothing is dropped."""
         network.eval()
 
+    def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
+        """All classes alike: the last layer would tell a class by an augmentation of its own."""
+        if self.augmentation is None:
+            return real, synthetic
+        return self.augmentation.pair(real, synthetic, self.derived_seed("augmentation", step))
+
     def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
         """Sum over the classes of the mean error of their real images, and its derivative.
 
