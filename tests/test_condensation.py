@@ -291,10 +291,15 @@ def test_lightnings_callbacks_can_watch_the_matching_loss(tmp_path):
     assert seen == [float(watching.callback_metrics["matching_loss"])]
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_a_set_is_of_float32_whatever_the_precision(precision, tmp_path):
+def test_a_precision_that_would_lose_updates_is_refused(tmp_path):
+    module = CondensationModule(network="MLP", ipc=2)
+    with pytest.raises(InputError, match="must be one of 32-true, 64-true, bf16-mixed, got bf16-true"):
+        trainer(tmp_path, precision="bf16-true").fit(module, datamodule=TinyData())
+
+
+def test_a_set_is_of_float32_whatever_the_precision(tmp_path):
     module = CondensationModule(network="MLP", ipc=2, inner_epochs=1)
-    trainer(tmp_path, precision=precision).fit(module, datamodule=TinyData())
+    trainer(tmp_path, precision="64-true").fit(module, datamodule=TinyData())
     assert module.images.dtype != torch.float32
     assert module.synthetic_set(2).images.dtype == torch.float32
 

@@ -24,6 +24,9 @@ from dc_lightning.synthetic.formation import Formation, check_factor, decode, pa
 from dc_lightning.synthetic.initial import INITS, Init, initial_images
 from dc_lightning.synthetic.synthetic_set import Space
 
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+"""Of the Trainer, in which images are condensed; the first is the default."""
+
 
 class Condenser(LightningModule):
     """Learns synthetic images, class by class, by a loss that a method defines.
@@ -262,8 +265,11 @@ class Condenser(LightningModule):
         check_factor(self.factor, data.image_size)
         self.check_network()
         self.augmentation = make_pair_augmentation(self.augmentation_spec, data)
-        if self.trainer.precision == "16-mixed":
-            raise InputError("precision 16-mixed scales losses, but matching compares gradients; take bf16-mixed.")
+        if self.trainer.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}: half "
+                "precision would round small updates of the images away, and scaled losses scale what is matched."
+            )
         if self.lr_images_cooldown and not (self.trainer.max_epochs or 0) > 0:
             raise InputError("model.lr_images_cooldown needs to know when the run ends; give trainer.max_epochs.")
         self.complete(data)
