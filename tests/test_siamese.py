@@ -1,5 +1,7 @@
 """The siamese augmentation (DSA): numbers of the authors' code, distributions, one draw for both batches."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,20 @@ def test_real_numbers_are_drawn_uniformly(name, parameter, low, high):
     if name == "scale":
         both = draw_parameters(name, 40000, (8, 8), torch.Generator().manual_seed(0))
         assert abs(float(torch.corrcoef(torch.stack([both["x"], both["y"]]))[0, 1])) < 0.03
+
+
+@pytest.mark.parametrize("size", [(21, 21), (21, 45), (45, 21)])
+def test_rotate_turns_by_its_angle_whatever_the_shape(size):
+    dots = torch.zeros(1, 2, *size, dtype=torch.float64)
+    rows, columns = size[0] // 2, size[1] // 2
+    dots[0, 0, rows, columns + 8] = dots[0, 1, rows - 8, columns] = 1  # right of the centre, above it
+    turned = siamese.rotate(dots, torch.tensor([15.0], dtype=torch.float64))[0]
+    along = [torch.arange(side, dtype=torch.float64) - side // 2 for side in size]
+    found = [((image * along[1]).sum() / image.sum(), -(image.sum(dim=1) @ along[0]) / image.sum()) for image in turned]
+    cos, sin = 8 * math.cos(math.pi / 12), 8 * math.sin(math.pi / 12)
+    torch.testing.assert_close(
+        torch.tensor(found).double(), torch.tensor([(cos, sin), (-sin, cos)]).double(), atol=0.1, rtol=0
+    )
 
 
 def test_a_flip_is_one_in_two():

@@ -88,10 +88,11 @@ def scale(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Rotates about the centre, anticlockwise for positive degrees."""
+    """Rotates about the centre, anticlockwise for positive degrees; the authors' shears images that are not square."""
     radians = degrees * math.pi / 180
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    return _affine(images, torch.stack([cos, -sin, zero, sin, cos, zero], 1))
+    height, width = images.shape[2:]  # whose halves are the units of rows and columns
+    return _affine(images, torch.stack([cos, -sin * (height / width), zero, sin * (width / height), cos, zero], 1))
 
 
 _UNIFORM = {
