@@ -153,6 +153,22 @@ def test_any_classifier_is_taken_and_matched_in_use(network, tmp_path):
     assert bool(method.images.isfinite().all())
 
 
+def test_batch_norm_is_matched_with_the_statistics_of_the_set(tmp_path):
+    differences = []
+
+    class Noted(FRePo):
+        def match(self, network, step):
+            convolution, layer = network.features[0], network.features[1]
+            seen = convolution(self.decode(self.images.detach())).detach()
+            differences.append(float((seen.mean(dim=(0, 2, 3)) - layer.running_mean).abs().max()))
+            differences.append(float((seen.var(dim=(0, 2, 3)) - layer.running_var).abs().max()))
+            assert layer.momentum == 0.1
+            return super().match(network, step)
+
+    condense(tmp_path, Noted(network="ConvNetBN", ipc=2, outer_steps=2), data=TinyData(size=(8, 8)))
+    assert max(differences) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.matching.batch_norm import has_batch_norm, set_batch_norm
 from dc_lightning.matching.embeddings import embed, embed_chunks
 from dc_lightning.methods.inner_loop import InnerLoop
 from dc_lightning.networks import Shape, make_network
@@ -154,8 +155,10 @@ class FRePo(InnerLoop):
         return torch.optim.Adam([self.images], lr=self.lr_images, betas=betas, fused=True)  # others wait for a GPU
 
     def prepare_network(self, network: nn.Module, step: int) -> None:
-        """BatchNorm takes its running statistics, and nothing is dropped."""
+        """Nothing is dropped; BatchNorm takes the statistics of the set, behind which its running ones are far."""
         network.eval()
+        if has_batch_norm(network):
+            set_batch_norm(network, self.decode(self.images.detach()))
 
     def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
         """All classes alike: the last layer would tell a class by an augmentation of its own."""
