@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,8 @@ def test_a_resumed_run_stays_in_its_folder_with_the_same_bits():
 def test_evaluate_pools_several_sets_and_refuses_mixed_ones(tiny_data, capsys):
     for name, ipc in (("a.pt", 2), ("b.pt", 2), ("c.pt", 3)):
         random_set(tiny_data, ipc, ord(name[0])).save(name)
+    packed = random_set(tiny_data, 2, 0)
+    replace(packed, factor=2, source={**packed.source, "network": "MLP"}).save("d.pt")
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, b.pt]"]) == 0
     content = json.loads((RUN / "results.json").read_text())
     assert len(content["sources"]) == 2
@@ -189,6 +192,8 @@ def test_evaluate_pools_several_sets_and_refuses_mixed_ones(tiny_data, capsys):
     capsys.readouterr()
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, c.pt]"]) == 2
     assert "one number of images per class" in capsys.readouterr().err
+    assert main(["evaluate", *TINY, "--synthetic", "[a.pt, d.pt]"]) == 2
+    assert "made in one way, but they differ in factor, network; evaluate each" in capsys.readouterr().err
 
 
 def test_a_finished_run_can_be_resumed_to_be_evaluated_again():

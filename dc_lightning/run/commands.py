@@ -108,6 +108,10 @@ class CondensationTrainer(Trainer):
         in_processes(self, model, datamodule, work)
 
 
+_OF_EXPERIMENTS = ("chosen_of", "experiment", "file", "folder", "iteration", "real_chunk_size", "seed")
+"""In what the sources of experiments of one table cell may differ."""
+
+
 def _load(
     paths: list[str], experiment: int | None, data: CondensationDataModule, unsaid: dict[str, Any]
 ) -> list[SyntheticSet]:
@@ -130,7 +134,23 @@ def _load(
             f"Sets that are evaluated together must be made by one method, got {', '.join(sorted(methods))}; evaluate "
             "each by itself."
         )
+    if differing := _differing(sets):
+        raise InputError(
+            f"Sets that are evaluated together must be made in one way, but they differ in {', '.join(differing)}; "
+            "evaluate each by itself."
+        )
     return sets
+
+
+def _differing(sets: list[SyntheticSet]) -> list[str]:
+    """In what sets differ that are not experiments of one table cell."""
+    made = [
+        {**found.source, "factor": found.factor, "formation": found.formation, "space": found.space}
+        | {"soft labels": found.labels.dim() == 2}
+        for found in sets
+    ]
+    names = dict.fromkeys(name for each in made for name in each if name not in _OF_EXPERIMENTS)
+    return [name for name in names if any(each.get(name) != made[0].get(name) for each in made)]
 
 
 def in_processes(
