@@ -189,6 +189,7 @@ BAD = {
     "a sample above the space": (["--space.sample", "99"], "must have 99 networks or more, but has 9"),
     "an unknown norm": (["--space.normalization", "[batches]"], "normalization"),
     "an unknown network": (["--space.networks", "[ConvNett, MLP]", "--space.sample", "null"], "ConvNett"),
+    "two recipes": (["--evaluation.other_recipes", "[dsa]"], "takes one recipe, got 2"),
     "a network too deep": (["--space.depth", "[4]"], "needs images of at least"),
 }
 

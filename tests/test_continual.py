@@ -315,6 +315,10 @@ BAD = {
     "no end": (["--trainer.max_epochs", "-1"], "ends after trainer.max_epochs"),
     "an end by time": (["--trainer.max_time", "00:00:01:00"], "no trainer.max_time"),
     "a rehearsal of the run": (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run is for fit"),
+    "a chosen iteration": (
+        ["--evaluation.choose_iteration", "true", "--evaluation.every_n", "1"],
+        "end with their last iteration",
+    ),
     "two networks": (["--evaluation.networks", "[MLP, ConvNetD1]"], "one test network and one recipe, got 2 and 1"),
     "steps that do not divide": (["--protocol.steps", "4"], "must divide the 6 classes"),
     "a stage of one class": (["--protocol.steps", "6"], "stages of two or more, got 6"),

@@ -75,6 +75,7 @@ def test_a_set_is_scored_on_them(tmp_path, monkeypatch):
     assert main(words.split()) == 0
     results = json.loads((tmp_path / RUN / "results.json").read_text())
     assert (results["dataset"], results["test_images"]) == ("TinyData validation 0.25", 9)
+    assert load_synthetic(str(tmp_path / RUN / "synthetic.pt"))[0].source["validation"] == 0.25
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,7 @@ def test_a_report_pools_runs_whatever_iteration_each_has_chosen(whole, tmp_path)
     ("words", "sentence"),
     [
         (["--evaluation.every_n", "0"], "evaluation.choose_iteration compares evaluations of a run; give"),
+        (["--evaluation.split", "validation"], "chooses by the images that evaluation.split validation would test on"),
         (["--data.validation", "0"], "TinyData has no training images held out to test on; give data.validation"),
         (["--evaluation.split", "training"], "split"),
     ],

@@ -34,12 +34,14 @@ def _real(data: CondensationDataModule) -> RealImages:
 def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSet:
     """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
     draws = [_real(data).draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
-    return _of_classes(data, draws, {"method": "random", "dataset": data.title, "ipc": ipc, "seed": seed})
+    return _of_classes(data, draws, {"method": "random", "ipc": ipc, "seed": seed})
 
 
 def _of_classes(data: CondensationDataModule, images: list[Tensor], source: dict[str, Any]) -> SyntheticSet:
     """A set of images of each class, ``(n, C, H, W)`` each."""
     labels = torch.cat([torch.full((len(each),), label) for label, each in enumerate(images)])
+    held_out = {"validation": data.validation} if data.validation else {}
+    source = {**source, "dataset": data.title, **held_out}
     return SyntheticSet(torch.cat(images).cpu(), labels, data.mean, data.std, data.class_names, source)
 
 
@@ -158,7 +160,6 @@ class WholeSet:
 
         source = {
             "method": method,
-            "dataset": data.title,
             "ipc": ipc,
             "features": part_name(network),
             "seed": evaluator.seed,

@@ -163,6 +163,10 @@ class ArchitectureSearch:
         self.callback, self.data, self.ipc, self.proxies = callback, data, ipc, list(proxies)
         self.networks = space.drawn(callback.seed)
         check_networks(self.networks, data)
+        if len(callback.recipes) > 1:
+            raise InputError(
+                f"An architecture search takes one recipe, got {len(callback.recipes)}; see evaluation.other_recipes."
+            )
         self.recipe = callback.recipes[0]
         self.known = Evaluated(callback.cache / "accuracies", trainer.global_rank)
         self.evaluator: Evaluator = callback.evaluator(trainer, data)

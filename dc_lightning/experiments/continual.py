@@ -180,6 +180,10 @@ class Continual:
                 f"Continual learning takes one test network and one recipe, got {len(networks)} and "
                 f"{len(callback.recipes)}; see evaluation.networks and evaluation.other_recipes."
             )
+        if callback.choose_iteration:
+            raise InputError(
+                "Condensations of a continual run end with their last iteration; leave out evaluation.choose_iteration."
+            )
         timed = any(isinstance(each, Timer) for each in trainer.callbacks)  # type: ignore[attr-defined]
         if timed or not (trainer.max_epochs or 0) > 0:
             raise InputError(

@@ -98,6 +98,11 @@ class EvaluationCallback(Callback):
         require_at_least("evaluation.", num_networks=(num_networks, 1), every_n=(every_n, 0), **of_whole_set)
         if choose_iteration and not every_n:
             raise InputError("evaluation.choose_iteration compares evaluations of a run; give evaluation.every_n.")
+        if choose_iteration and split == "validation":
+            raise InputError(
+                "evaluation.choose_iteration chooses by the images that evaluation.split validation would test on; "
+                "leave one of them out."
+            )
         require_known("evaluation.baselines", baselines, get_args(Baseline))
         self.networks = networks
         self.num_networks = num_networks
