@@ -276,6 +276,24 @@ def test_the_image_learning_rate_cools_down_at_the_end(cooldown, expected, tmp_p
     assert rates == pytest.approx(expected)
 
 
+def test_a_set_says_where_its_run_was_resumed_at_another_pace(tmp_path):
+    said, last = [], None
+    for rate, cooldown, precision, end in [
+        (0.4, 0.0, "bf16-mixed", 2),
+        (0.4, 0.0, "bf16-mixed", 3),  # more iterations alone are none
+        (0.1, 0.5, "32-true", 4),
+        (0.1, 0.5, "32-true", 4),
+        (0.1, 0.5, "32-true", 6),
+    ]:
+        module = CondensationModule(network="MLP", ipc=2, lr_images=rate, lr_images_cooldown=cooldown)
+        running = trainer(tmp_path, end, precision=precision)
+        running.fit(module, datamodule=TinyData(), ckpt_path=last)
+        running.save_checkpoint(last := tmp_path / "last.ckpt")
+        said.append(module.synthetic_set(end).source.get("resumed"))
+    first = "from iteration 3, before with lr_images 0.4, lr_images_cooldown 0.0, precision bf16-mixed"
+    assert said == [None, None, first, first, f"{first}; from iteration 4, before with max_epochs 4"]
+
+
 def test_lightnings_callbacks_can_watch_the_matching_loss(tmp_path):
     seen = []
 

@@ -49,9 +49,10 @@ class Preset:
         of_dataset = {name: getattr(dataset, name) for name in ("network_images", "usual_side")}
         module.complete(SimpleNamespace(channels=channels, image_size=size, **of_dataset))
         found = {key: getattr(module, key, None) if value is None else value for key, value in module.hparams.items()}
-        length = self.content.get("trainer", {}).get("max_epochs", 1000)
+        trainer = {"max_epochs": 1000, "precision": "32-true", **self.content.get("trainer", {})}
         batch_real = arguments_of(self.content.get("data", {})).get("batch_real", 256)
-        return {**found, "iterations": length, "batch_real": batch_real, "precision": "32-true"}
+        of_trainer = {"iterations": trainer["max_epochs"], "precision": trainer["precision"]}
+        return {**found, **of_trainer, "batch_real": batch_real}
 
     def departures(self, source: Mapping[str, Any]) -> list[str]:
         """How the settings in a set's source differ, in words; what its file does not say is not judged."""

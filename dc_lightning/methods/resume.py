@@ -79,6 +79,24 @@ def require_same(checkpoint: Mapping[str, Any], condenser: "Condenser") -> None:
         )
 
 
+def pace_of(condenser: "Condenser") -> dict[str, Any]:
+    """What may change on resume and bears on the images."""
+    found = {name: getattr(condenser, name) for name in ("lr_images", "lr_images_cooldown")}
+    end = condenser.trainer.max_epochs if condenser.lr_images_cooldown else None
+    return {**found, "max_epochs": end, "precision": str(condenser.trainer.precision)}
+
+
+def changes_of_pace(checkpoint: Mapping[str, Any], condenser: "Condenser") -> str:
+    """Where a run was resumed at another pace, and what it was before, in words; empty if nowhere."""
+    said, before = checkpoint.get("resumed", ""), checkpoint.get("pace", {})
+    if getattr(condenser, "_trainer", None) is None:
+        return str(said)
+    now = pace_of(condenser)
+    changed = [f"{name} {value}" for name, value in before.items() if value not in (None, now[name])]
+    here = [f"from iteration {checkpoint['curve'][0]}, before with {', '.join(changed)}"] if changed else []
+    return "; ".join([*filter(None, [said]), *here])
+
+
 def require_finite(condenser: "Condenser") -> None:
     """Makes sure that a run has not diverged.
 
@@ -111,4 +129,5 @@ def source_of(condenser: "Condenser") -> dict[str, Any]:
         **own_statistics,
         "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for
         "precision": str(condenser.trainer.precision),
+        **({"resumed": condenser.resumed} if condenser.resumed else {}),
     }
