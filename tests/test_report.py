@@ -104,6 +104,7 @@ def test_the_same_seeds_with_other_accuracies_count_once(tmp_path):
         ({"lr_images_cooldown": 0.5, "max_epochs": 2000}, "lr_images_cooldown 0.5 of 2000 iterations"),
         ({"precision": "bf16-mixed"}, "precision bf16-mixed"),
         ({"strength": 3}, "strength 3"),
+        ({"resumed": "from iteration 4, before with lr_images 5"}, "resumed from iteration 4, before with lr_images 5"),
     ],
 )
 def test_a_custom_set_is_told_apart_with_its_departures_in_a_note(change, said, tmp_path):
@@ -115,6 +116,13 @@ def test_a_custom_set_is_told_apart_with_its_departures_in_a_note(change, said, 
     assert said in text
     if change.get("network", "ConvNet") == "ConvNet":
         assert "| DC, custom [1] |" in text
+
+
+def test_images_of_another_shape_are_a_row_of_their_own_beside_no_figure_of_a_paper(tmp_path):
+    results(tmp_path / "usual", image_shape=[1, 28, 28])
+    results(tmp_path / "resized", seed=1, image_shape=[3, 32, 32], lr_images=0.1)
+    rows = collect([tmp_path]).rows
+    assert {(*row.key.terms, row.sets, row.paper) for row in rows} == {(1, (70.5, 0.6)), ("images of 3x32x32", 1, None)}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +388,7 @@ def test_broken_and_foreign_files_are_named_and_left_out(tmp_path, monkeypatch, 
 def test_everything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results(Path("runs/a"))
-    data = TinyData()
+    data = TinyData(size=(28, 28))
     data.setup()
     synthetic = replace(random_set(data, 1, 0), factor=2)
     synthetic.source.update(method="gradient matching", dataset="FashionMNIST", network="ConvNet", distance="ours")

@@ -15,7 +15,16 @@ from dc_lightning.evaluation.pools import POOLS
 Accuracy = tuple[float, float | None]
 """Mean and standard deviation, in percent; None where only the mean is published."""
 
-DATASETS = ("MNIST", "FashionMNIST", "SVHN", "CIFAR10", "CIFAR100")
+SHAPES = {
+    "MNIST": (1, 28, 28),
+    "FashionMNIST": (1, 28, 28),
+    "SVHN": (3, 32, 32),
+    "CIFAR10": (3, 32, 32),
+    "CIFAR100": (3, 32, 32),
+}
+"""Of the images of each dataset in the papers."""
+
+DATASETS = tuple(SHAPES)
 SELECTIONS = ("random", "herding", "k-center", "forgetting")
 
 _TABLE_1: dict[str, dict[str, Sequence[Accuracy | None]]] = {

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation.selection import Selection
-from dc_lightning.experiments.paper import DATASETS, SELECTIONS, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
+from dc_lightning.experiments.paper import DATASETS, SELECTIONS, SHAPES, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
 from dc_lightning.experiments.presets import (
     compares_distances,
     is_ours,
@@ -48,12 +48,14 @@ class Key:
     scored: tuple[str, ...]  # departures from the recipe, in words
     held_out: float = 0.0  # share of the training images that was not used
     labels: str = ""  # hard or soft; empty where results of older versions do not say it
+    shape: str = ""  # of the images, where it is not that of the papers: 3x32x32
 
     @property
     def terms(self) -> list[str]:
         """What else distinguishes the set, in words."""
         soft = ["soft labels"] if self.labels == "soft" else []
-        return [*soft, f"{self.held_out:g} held out"] if self.held_out else soft
+        shape = [f"images of {self.shape}"] if self.shape else []
+        return [*soft, *shape, *([f"{self.held_out:g} held out"] if self.held_out else [])]
 
     @property
     def row(self) -> str:
@@ -105,7 +107,7 @@ class Row:
     def paper(self) -> Accuracy | None:
         """The paper's figure, if it gives one."""
         key = self.key
-        if f"recipe {key.recipe}" in key.scored or key.held_out:
+        if f"recipe {key.recipe}" in key.scored or key.held_out or key.shape:
             return None
         if key.method == "whole set":
             return WHOLE_SET.get(key.dataset) if key.tested_on == "ConvNet" else None
@@ -180,6 +182,8 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterator[Row]:
         raise KeyError("dataset")
     shapes = [each["image_shape"] for each in (content, *sources) if each.get("image_shape")]
     shape = shapes[0] if shapes else _shape_beside(folder)
+    usual = SHAPES.get(dataset.partition(" validation ")[0])
+    resized = "x".join(str(side) for side in shape) if shape and usual and tuple(shape) != usual else ""
     history = content.get("history", [])
     is_run = content.get("kind") == "condensation" and "seconds" in content
     evaluation = (content.get("configuration") or {}).get("evaluation") or {}
@@ -220,6 +224,7 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterator[Row]:
                     scored=scored,
                     held_out=float(source.get("validation") or content.get("validation") or 0),
                     labels=str(column.get("labels", "")),
+                    shape=resized,
                 )
                 seed = int(source.get("seed") or source.get("experiment") or 0)
                 stored = int(column.get("stored_images") or column.get("training_images", 0))
@@ -303,7 +308,7 @@ def baseline(rows: Sequence[Row], row: Row, method: str) -> Row | None:
 
     def conditions(key: Key) -> tuple[Any, ...]:
         scored = [departure for departure in but_recipe(key.scored) if not (whole and departure.endswith("epochs"))]
-        return key.dataset, None if whole else key.ipc, key.tested_on, key.recipe, key.held_out, scored
+        return key.dataset, key.shape, None if whole else key.ipc, key.tested_on, key.recipe, key.held_out, scored
 
     wanted = conditions(row.key)
     same = [other for other in rows if other.key.method == method and conditions(other.key) == wanted]
