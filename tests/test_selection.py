@@ -10,7 +10,7 @@ from conftest import TinyData
 from dc_lightning import Evaluator, InputError, Recipe, load_synthetic
 from dc_lightning.cli import main
 from dc_lightning.evaluation import evaluator
-from dc_lightning.evaluation.baselines import WholeSet
+from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.selection import Forgetting, herding, k_center, most_forgotten
 from dc_lightning.experiments.rows import collect
 from dc_lightning.matching.embeddings import embed
@@ -129,6 +129,25 @@ def test_selected_images_are_real_ones_of_their_class(method, tiny_data, tmp_pat
             features = embed(network.eval(), tiny_data.real.take(tiny_data.real.rows[1]))
         rows = tiny_data.real.rows[1][slow_herding(features.double(), 3)]
         assert torch.equal(chosen.images[3:6], tiny_data.real.take(rows))
+
+
+@pytest.mark.parametrize("method", ["random", "herding", "k-center", "forgetting"])
+def test_as_many_images_of_each_class_are_selected_as_it_is_told(method, tiny_data, tmp_path):
+    chosen = whole_set(tiny_data, tmp_path).select(method, [1, 0, 4], "MLP")
+    assert chosen.labels.tolist() == [0, 2, 2, 2, 2]
+    assert (chosen.counts, chosen.ipc, chosen.source["ipc"]) == ([1, 0, 4], 4, 4)
+
+
+def test_what_stands_beside_an_uneven_set_has_its_budget(tmp_path, monkeypatch, tiny_data):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dc-lightning"])
+    random_set(tiny_data, [1, 2, 5], 0).save("uneven.pt")
+    words = "evaluate --data conftest.TinyData --model.network MLP --trainer.accelerator cpu --synthetic uneven.pt "
+    words += "--evaluation.features_network MLP --evaluation.whole_set_epochs 1 --evaluation.num_networks 1 "
+    words += "--evaluation.recipe.epochs 1"
+    assert main([*words.split(), "--evaluation.baselines", "[random, k-center]"]) == 0
+    columns = json.loads(Path("lightning_logs/version_0/results.json").read_text())["columns"]
+    assert [column["stored_images"] for column in columns] == [8, 8, 8]
 
 
 def test_features_of_somebody_elses_network_are_taken_before_its_last_layer(tiny_data, tmp_path):

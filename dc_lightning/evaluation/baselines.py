@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,16 @@ def _real(data: CondensationDataModule) -> RealImages:
     return data.real
 
 
-def random_set(data: CondensationDataModule, ipc: int, seed: int) -> SyntheticSet:
-    """Random real training images, ``ipc`` of each class (fewer where a class has fewer)."""
-    draws = [_real(data).draw(label, derive_generator(seed, "random", label), ipc) for label in range(data.num_classes)]
-    return _of_classes(data, draws, {"method": "random", "ipc": ipc, "seed": seed})
+def random_set(data: CondensationDataModule, ipc: int | Sequence[int], seed: int) -> SyntheticSet:
+    """Random real training images, ``ipc`` of each class, one number for all or one each; all where it has fewer."""
+    counts = _counts(data, ipc)
+    draws = [_real(data).draw(label, derive_generator(seed, "random", label), counts[label]) for label in counts]
+    return _of_classes(data, draws, {"method": "random", "ipc": max(counts.values()), "seed": seed})
+
+
+def _counts(data: CondensationDataModule, ipc: int | Sequence[int]) -> dict[int, int]:
+    """How many images of each class."""
+    return dict(enumerate([ipc] * data.num_classes if isinstance(ipc, int) else ipc))
 
 
 def _of_classes(data: CondensationDataModule, images: list[Tensor], source: dict[str, Any]) -> SyntheticSet:
@@ -129,8 +136,8 @@ class WholeSet:
 
         return self.evaluator.spread(networks, count, self.own_recipe, train, "whole set")
 
-    def select(self, method: Method, ipc: int, network: Spec) -> SyntheticSet:
-        """Real images, ``ipc`` of each class, or all where it has fewer.
+    def select(self, method: Method, ipc: int | Sequence[int], network: Spec) -> SyntheticSet:
+        """Real images, ``ipc`` of each class, one number for all or one each; all where it has fewer.
 
         All but random ones are chosen by features or forgetting events of a network of the whole set.
         """
@@ -150,9 +157,11 @@ class WholeSet:
         model.load_state_dict(trained.state)
         model.to(evaluator.device).eval()
 
-        def choose(rows: Tensor) -> Tensor:
-            count = min(ipc, len(rows))
-            if method == "forgetting":
+        counts = _counts(data, ipc)
+
+        def choose(rows: Tensor, count: int) -> Tensor:
+            count = min(count, len(rows))
+            if method == "forgetting" or not count:
                 return rows[most_forgotten(trained.events[rows], count)]
             chunks = (_real(data).take(chunk).to(evaluator.device) for chunk in rows.split(256))
             features = embed_chunks(model, chunks).cpu()
@@ -160,9 +169,12 @@ class WholeSet:
 
         source = {
             "method": method,
-            "ipc": ipc,
+            "ipc": max(counts.values()),
             "features": part_name(network),
             "seed": evaluator.seed,
             "epochs": self.epochs,
         }
-        return _of_classes(data, [_real(data).take(choose(rows)) for rows in _real(data).rows], source)
+        real = _real(data)
+        return _of_classes(
+            data, [real.take(choose(rows, counts[label])) for label, rows in enumerate(real.rows)], source
+        )

@@ -315,7 +315,9 @@ class EvaluationCallback(Callback):
         if trainer.is_global_zero:
             say(f"results        {self.folder / 'results.json'}")
 
-    def select(self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int) -> SyntheticSet:
+    def select(
+        self, trainer: Trainer, data: CondensationDataModule, method: Method, ipc: int | Sequence[int]
+    ) -> SyntheticSet:
         """Selects real images; see `WholeSet.select`."""
         self._started = self._started or time.monotonic()
         with self._evaluating(trainer):
@@ -443,7 +445,7 @@ class EvaluationCallback(Callback):
     def _baselines(
         self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], sets: list[SyntheticSet]
     ) -> list[Column]:
-        columns, ipc = [], sets[0].ipc
+        columns, ipc = [], sets[0].counts
         for name in self.baselines:
             if name == "random":
                 seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]

@@ -129,9 +129,14 @@ class SyntheticSet(Dataset):
         return self.labels.argmax(dim=1) if self.labels.dim() == 2 else self.labels
 
     @property
+    def counts(self) -> list[int]:
+        """Stored images of each class."""
+        return torch.bincount(self.hard_labels, minlength=self.num_classes).tolist()
+
+    @property
     def ipc(self) -> int:
         """Stored images of the class that has most."""
-        return int(torch.bincount(self.hard_labels).max())
+        return max(self.counts)
 
     def _to_unit_range(self, normalised: Tensor) -> Tensor:
         return (normalised * self._channels(self.std) + self._channels(self.mean)).clamp(0, 1)
