@@ -183,8 +183,9 @@ def test_a_resumed_run_stays_in_its_folder_with_the_same_bits():
 def test_evaluate_pools_several_sets_and_refuses_mixed_ones(tiny_data, capsys):
     for name, ipc in (("a.pt", 2), ("b.pt", 2), ("c.pt", 3)):
         random_set(tiny_data, ipc, ord(name[0])).save(name)
-    packed = random_set(tiny_data, 2, 0)
-    replace(packed, factor=2, source={**packed.source, "network": "MLP"}).save("d.pt")
+    packed, uneven = random_set(tiny_data, 2, 0), random_set(tiny_data, [1, 2, 2], 0)
+    replace(packed, factor=2, source={**packed.source, "network": "MLP", "ipc": 3}).save("d.pt")
+    uneven.save("e.pt")
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, b.pt]"]) == 0
     content = json.loads((RUN / "results.json").read_text())
     assert len(content["sources"]) == 2
@@ -193,7 +194,9 @@ def test_evaluate_pools_several_sets_and_refuses_mixed_ones(tiny_data, capsys):
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, c.pt]"]) == 2
     assert "one number of images per class" in capsys.readouterr().err
     assert main(["evaluate", *TINY, "--synthetic", "[a.pt, d.pt]"]) == 2
-    assert "made in one way, but they differ in factor, network; evaluate each" in capsys.readouterr().err
+    assert "made in one way, but they differ in ipc, factor; evaluate each" in capsys.readouterr().err
+    assert main(["evaluate", *TINY, "--synthetic", "[a.pt, e.pt]"]) == 2
+    assert "one number of images per class; got [[1, 2, 2], [2, 2, 2]]" in capsys.readouterr().err
 
 
 def test_a_finished_run_can_be_resumed_to_be_evaluated_again():

@@ -292,6 +292,32 @@ def test_a_set_says_where_its_run_was_resumed_at_another_pace(tmp_path):
         said.append(module.synthetic_set(end).source.get("resumed"))
     first = "from iteration 3, before with lr_images 0.4, lr_images_cooldown 0.0, precision bf16-mixed"
     assert said == [None, None, first, first, f"{first}; from iteration 4, before with max_epochs 4"]
+    assert CondensationModule.load_from_checkpoint(last).resumed == said[-1]
+
+
+@pytest.mark.parametrize("forgotten", [(), ("pace", "resumed")], ids=str)
+def test_a_finished_run_that_is_evaluated_again_keeps_its_pace(forgotten, tmp_path):
+    condensed, path = {"network": "MLP", "ipc": 2}, tmp_path / "last.ckpt"
+    running = trainer(tmp_path, precision="bf16-mixed")
+    running.fit(CondensationModule(**condensed), datamodule=TinyData())
+    running.save_checkpoint(path)
+    content = torch.load(path, weights_only=False)
+    torch.save({key: value for key, value in content.items() if key not in forgotten}, path)
+    again = CondensationModule(**condensed)
+    trainer(tmp_path).fit(again, datamodule=TinyData(), ckpt_path=path)
+    source = again.synthetic_set(2).source
+    assert (source["precision"], "resumed" in source) == ("32-true" if forgotten else "bf16-mixed", False)
+
+
+def test_a_run_that_was_resumed_before_its_first_step_had_no_other_pace(tmp_path):
+    class Start(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    trainer(tmp_path, callbacks=[Start()]).fit(CondensationModule(network="MLP", ipc=2), datamodule=TinyData())
+    module = CondensationModule(network="MLP", ipc=2, lr_images=0.01)
+    trainer(tmp_path).fit(module, datamodule=TinyData(), ckpt_path=tmp_path / "last.ckpt")
+    assert "resumed" not in module.synthetic_set(2).source
 
 
 def test_lightnings_callbacks_can_watch_the_matching_loss(tmp_path):

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyData
+from PIL import Image
 
 from dc_lightning import Evaluator, InputError, Recipe, load_synthetic
 from dc_lightning.cli import main
+from dc_lightning.data import ImageFolder
 from dc_lightning.evaluation import evaluator
 from dc_lightning.evaluation.baselines import WholeSet, random_set
 from dc_lightning.evaluation.selection import Forgetting, herding, k_center, most_forgotten
@@ -136,6 +138,16 @@ def test_as_many_images_of_each_class_are_selected_as_it_is_told(method, tiny_da
     chosen = whole_set(tiny_data, tmp_path).select(method, [1, 0, 4], "MLP")
     assert chosen.labels.tolist() == [0, 2, 2, 2, 2]
     assert (chosen.counts, chosen.ipc, chosen.source["ipc"]) == ([1, 0, 4], 4, 4)
+
+
+def test_a_class_may_be_left_out_of_images_on_disk(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("L", (6, 6), number).save(tmp_path / "images" / name / f"{number}.png")
+    data = ImageFolder(root=str(tmp_path / "images"), in_memory=False, batch_real=2)
+    data.setup()
+    assert random_set(data, [2, 0], 0).counts == [2, 0]
 
 
 def test_what_stands_beside_an_uneven_set_has_its_budget(tmp_path, monkeypatch, tiny_data):

@@ -109,7 +109,7 @@ class RealImages:
 
     def take(self, rows: Tensor) -> Tensor:
         """Images by row number, ``(n,)`` to ``(n, C, H, W)``, normalised."""
-        return self._images.take(rows)
+        return self._images.take(rows) if len(rows) else torch.empty(0, *self.image_shape)
 
     def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images of rows ``(n,)``, ``(n, C, H, W)``, normalised, and their labels, ``(n,)``, on one device."""

@@ -43,20 +43,6 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
         layer.eval()
 
 
-def set_batch_norm(network: nn.Module, images: Tensor) -> None:
-    """Puts the statistics of one batch, ``(n, C, H, W)``, in place of those that BatchNorm layers have gathered."""
-    layers = [layer for layer in _batch_norm_layers(network) if layer.running_mean is not None]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.train()
-        layer.momentum = 1.0
-    with torch.no_grad():
-        network(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.eval()
-        layer.momentum = momentum
-
-
 def _note(seen: list[tuple[int, Tensor, Tensor]], layer: Any, inputs: tuple[Tensor]) -> None:
     """Forward pre-hook: notes how many values each channel of a chunk has, their variance and mean."""
     values = inputs[0].transpose(0, 1).flatten(1).to(layer.running_mean.dtype)

@@ -15,7 +15,15 @@ from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least, require_known
 from dc_lightning.matching.gradients import Forward
-from dc_lightning.methods.resume import changes_of_pace, identity_of, pace_of, require_finite, require_same, source_of
+from dc_lightning.methods.resume import (
+    changes_of_pace,
+    identity_of,
+    pace_if_finished,
+    pace_of,
+    require_finite,
+    require_same,
+    source_of,
+)
 from dc_lightning.networks import Shape, check_network, make_network
 from dc_lightning.parts import Spec, as_spec
 from dc_lightning.seeds import derive_generator, derive_seed, seeded
@@ -56,7 +64,8 @@ class Condenser(LightningModule):
         name: of the method, wherever it is named; that of the class where it sets none.
         outer_steps: matching steps an outer iteration.
         factor, formation, space: of the stored images; see `SyntheticSet`.
-        resumed: where a resume changed the rate of the images, its cooldown or the precision, and from what, in words.
+        resumed: where a resume changed the pace (`pace_of`), and what it was before, in words.
+        finished_at: pace of a finished run that is only evaluated again; empty else.
 
     Raises:
         InputError: if a value is out of its range, or a part unknown.
@@ -115,7 +124,7 @@ class Condenser(LightningModule):
         self._losses, self._steps = torch.zeros(()), 0  # sum over classes and the steps of this outer iteration
         self._curve = (0, 0.0)  # completed iterations, and the matching loss of the last
         self.resumed_at: int | None = None
-        self.resumed = ""
+        self.resumed, self.finished_at = "", dict[str, Any]()
 
     # What a method may override
 
@@ -360,7 +369,12 @@ class Condenser(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume compares, and what the steps that are left of this outer iteration start from."""
-        checkpoint |= {**identity_of(self), "curve": self._curve, "pace": pace_of(self), "resumed": self.resumed}
+        checkpoint |= {
+            **identity_of(self),
+            "curve": self._curve,
+            "pace": pace_of(self) | self.finished_at,
+            "resumed": self.resumed,
+        }
         if self.network is not None and self.outer_steps > 1:
             checkpoint |= {"network": self.network.state_dict(), "losses": self._losses}
         if self._network_optimizer is not None:
@@ -374,6 +388,7 @@ class Condenser(LightningModule):
         self._resumed_network, self._losses = checkpoint.get("network"), checkpoint.get("losses", self._losses)
         self._curve = checkpoint["curve"]
         self.resumed_at = self._curve[0]
+        self.finished_at = pace_if_finished(checkpoint, self)
         self.resumed = changes_of_pace(checkpoint, self)
 
     def synthetic_set(self, iteration: int) -> SyntheticSet:

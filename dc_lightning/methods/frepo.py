@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dc_lightning.errors import InputError, require_at_least
-from dc_lightning.matching.batch_norm import has_batch_norm, set_batch_norm
 from dc_lightning.matching.embeddings import embed, embed_chunks
 from dc_lightning.methods.inner_loop import InnerLoop
 from dc_lightning.networks import Shape, make_network
@@ -62,6 +62,20 @@ def trained_prediction(
         velocity = momentum * velocity + ((kernel @ factors).softmax(dim=1) - targets) / len(targets)
         factors = factors - lr * velocity
     return real @ synthetic.T @ factors
+
+
+def _set_batch_norm(network: nn.Module, images: Tensor) -> None:
+    """Puts the statistics of one batch in place of those that BatchNorm layers have gathered; all else is kept."""
+    layers: list[Any] = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.train()
+        layer.momentum = 1.0
+    with torch.no_grad():
+        network(images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.eval()
+        layer.momentum = momentum
 
 
 def _precise(values: Tensor) -> Tensor:
@@ -157,8 +171,8 @@ class FRePo(InnerLoop):
     def prepare_network(self, network: nn.Module, step: int) -> None:
         """Nothing is dropped; BatchNorm takes the statistics of the set, behind which its running ones are far."""
         network.eval()
-        if has_batch_norm(network):
-            set_batch_norm(network, self.decode(self.images.detach()))
+        if any(isinstance(layer, _BatchNorm) for layer in network.modules()):
+            _set_batch_norm(network, self.decode(self.images.detach()))
 
     def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
         """All classes alike: the last layer would tell a class by an augmentation of its own."""

@@ -80,16 +80,23 @@ def require_same(checkpoint: Mapping[str, Any], condenser: "Condenser") -> None:
 
 
 def pace_of(condenser: "Condenser") -> dict[str, Any]:
-    """What may change on resume and bears on the images."""
+    """What may change on resume and bears on the images: their rate, its cooldown and its end, the precision."""
     found = {name: getattr(condenser, name) for name in ("lr_images", "lr_images_cooldown")}
     end = condenser.trainer.max_epochs if condenser.lr_images_cooldown else None
     return {**found, "max_epochs": end, "precision": str(condenser.trainer.precision)}
 
 
+def pace_if_finished(checkpoint: Mapping[str, Any], condenser: "Condenser") -> dict[str, Any]:
+    """At what pace a run was finished that is only to be evaluated again; empty if it is to go on."""
+    trainer = getattr(condenser, "_trainer", None)
+    finished = trainer is not None and checkpoint["curve"][0] == trainer.max_epochs
+    return {name: value for name, value in checkpoint.get("pace", {}).items() if finished and name != "max_epochs"}
+
+
 def changes_of_pace(checkpoint: Mapping[str, Any], condenser: "Condenser") -> str:
-    """Where a run was resumed at another pace, and what it was before, in words; empty if nowhere."""
+    """Where a run went on at another pace, and what it was before, in words; empty if nowhere."""
     said, before = checkpoint.get("resumed", ""), checkpoint.get("pace", {})
-    if getattr(condenser, "_trainer", None) is None:
+    if getattr(condenser, "_trainer", None) is None or not checkpoint["global_step"] or condenser.finished_at:
         return str(said)
     now = pace_of(condenser)
     changed = [f"{name} {value}" for name, value in before.items() if value not in (None, now[name])]
@@ -130,4 +137,5 @@ def source_of(condenser: "Condenser") -> dict[str, Any]:
         "max_epochs": condenser.trainer.max_epochs,  # the end that a cooldown was planned for
         "precision": str(condenser.trainer.precision),
         **({"resumed": condenser.resumed} if condenser.resumed else {}),
+        **condenser.finished_at,
     }

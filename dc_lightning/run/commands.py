@@ -108,7 +108,19 @@ class CondensationTrainer(Trainer):
         in_processes(self, model, datamodule, work)
 
 
-_OF_EXPERIMENTS = ("chosen_of", "experiment", "file", "folder", "iteration", "real_chunk_size", "seed")
+_OF_EXPERIMENTS = (
+    "batch_classes",
+    "chosen_of",
+    "experiment",
+    "file",
+    "folder",
+    "image_shape",
+    "iteration",
+    "learned_lr",
+    "max_epochs",
+    "real_chunk_size",
+    "seed",
+)
 """In what the sources of experiments of one table cell may differ."""
 
 
@@ -124,11 +136,12 @@ def _load(
                 f"got {experiment}."
             )
         sets = [sets[experiment]]
-    counts, methods = {found.ipc for found in sets}, {found.method for found in sets}
+    counts = {tuple(found.counts) if found.labels.dim() == 1 else (len(found.labels),) for found in sets}
+    methods = {found.method for found in sets}
     if len(counts) > 1:
-        raise InputError(
-            f"Sets that are evaluated together must have one number of images per class; got {sorted(counts)}."
-        )
+        largest = sorted({found.ipc for found in sets})
+        several = largest if len(largest) > 1 else sorted(list(each) for each in counts)
+        raise InputError(f"Sets that are evaluated together must have one number of images per class; got {several}.")
     if len(methods) > 1:
         raise InputError(
             f"Sets that are evaluated together must be made by one method, got {', '.join(sorted(methods))}; evaluate "
@@ -143,14 +156,15 @@ def _load(
 
 
 def _differing(sets: list[SyntheticSet]) -> list[str]:
-    """In what sets differ that are not experiments of one table cell."""
-    made = [
-        {**found.source, "factor": found.factor, "formation": found.formation, "space": found.space}
-        | {"soft labels": found.labels.dim() == 2}
-        for found in sets
-    ]
-    names = dict.fromkeys(name for each in made for name in each if name not in _OF_EXPERIMENTS)
-    return [name for name in names if any(each.get(name) != made[0].get(name) for each in made)]
+    """In what sets differ that are not experiments of one table cell; what a file does not say is not judged."""
+    made = []
+    for found in sets:
+        said: dict[str, Any] = {name: str(value) for name, value in found.source.items() if name not in _OF_EXPERIMENTS}
+        said["iterations"] = found.source.get("chosen_of", found.source.get("iteration"))
+        said |= {name: getattr(found, name) for name in ("factor", "formation", "space")}
+        made.append({**said, "soft labels": found.labels.dim() == 2})
+    names = dict.fromkeys(name for each in made for name in each)
+    return [name for name in names if len({each[name] for each in made if name in each}) > 1]
 
 
 def in_processes(

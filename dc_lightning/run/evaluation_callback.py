@@ -445,7 +445,7 @@ class EvaluationCallback(Callback):
     def _baselines(
         self, trainer: Trainer, data: CondensationDataModule, networks: list[Spec], sets: list[SyntheticSet]
     ) -> list[Column]:
-        columns, ipc = [], sets[0].counts
+        columns, ipc = [], sets[0].ipc if sets[0].labels.dim() == 2 else sets[0].counts
         for name in self.baselines:
             if name == "random":
                 seeds = [derive_seed(self.seed, "random set", number) for number in range(self.num_networks)]
