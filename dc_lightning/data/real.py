@@ -109,7 +109,9 @@ class RealImages:
 
     def take(self, rows: Tensor) -> Tensor:
         """Images by row number, ``(n,)`` to ``(n, C, H, W)``, normalised."""
-        return self._images.take(rows) if len(rows) else torch.empty(0, *self.image_shape)
+        if isinstance(self._images, ImagesOnDisk) and not len(rows):
+            return torch.empty(0, *self.image_shape, device=self._images.device)
+        return self._images.take(rows)
 
     def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images of rows ``(n,)``, ``(n, C, H, W)``, normalised, and their labels, ``(n,)``, on one device."""
