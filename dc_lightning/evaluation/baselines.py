@@ -35,13 +35,15 @@ def _real(data: CondensationDataModule) -> RealImages:
 def random_set(data: CondensationDataModule, ipc: int | Sequence[int], seed: int) -> SyntheticSet:
     """Random real training images, ``ipc`` of each class, one number for all or one each; all where it has fewer."""
     counts = _counts(data, ipc)
-    draws = [_real(data).draw(label, derive_generator(seed, "random", label), counts[label]) for label in counts]
-    return _of_classes(data, draws, {"method": "random", "ipc": max(counts.values()), "seed": seed})
+    draws = [
+        _real(data).draw(label, derive_generator(seed, "random", label), count) for label, count in enumerate(counts)
+    ]
+    return _of_classes(data, draws, {"method": "random", "ipc": max(counts), "seed": seed})
 
 
-def _counts(data: CondensationDataModule, ipc: int | Sequence[int]) -> dict[int, int]:
+def _counts(data: CondensationDataModule, ipc: int | Sequence[int]) -> list[int]:
     """How many images of each class."""
-    return dict(enumerate([ipc] * data.num_classes if isinstance(ipc, int) else ipc))
+    return [ipc] * data.num_classes if isinstance(ipc, int) else list(ipc)
 
 
 def _of_classes(data: CondensationDataModule, images: list[Tensor], source: dict[str, Any]) -> SyntheticSet:
@@ -169,12 +171,11 @@ class WholeSet:
 
         source = {
             "method": method,
-            "ipc": max(counts.values()),
+            "ipc": max(counts),
             "features": part_name(network),
             "seed": evaluator.seed,
             "epochs": self.epochs,
         }
         real = _real(data)
-        return _of_classes(
-            data, [real.take(choose(rows, counts[label])) for label, rows in enumerate(real.rows)], source
-        )
+        images = [real.take(choose(*each)) for each in zip(real.rows, counts, strict=True)]
+        return _of_classes(data, images, source)

@@ -16,14 +16,12 @@ from dc_lightning.evaluation import Recipe, load_recipe
 from dc_lightning.evaluation.recipe import PLAIN
 from dc_lightning.files import shipped
 from dc_lightning.parts import arguments_of, part_name
+from dc_lightning.run.results import OF_A_RUN, length_of
 
 METHODS = ("dc", "dsa", "dm", "idc_i", "idc", "dream", "frepo")
 """Ours, each a YAML in configs/methods with the protocol of its paper; FRePo's is shorter, as the file says."""
 
-_NOT_COMPARED = set(
-    "batch_classes chosen_of class dataset image_shape ipc iteration max_epochs method network real_chunk_size seed "
-    "validation".split()
-)
+_NOT_COMPARED = {*OF_A_RUN, "class", "dataset", "ipc", "method", "network", "validation"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def made_with(source: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in source.items() if key not in _NOT_COMPARED}
     if compares_distances(source):
         found.pop("distance", None)
-    length = source.get("chosen_of", source.get("iteration"))  # with other seeds other iterations are chosen
+    length = length_of(source)
     return found if length is None else {"iterations": length, **found}
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether the network has a BatchNorm layer."""
-    return bool(_batch_norm_layers(network))
+    return bool(batch_norm_layers(network))
 
 
-def _batch_norm_layers(network: nn.Module) -> list[Any]:
+def batch_norm_layers(network: nn.Module) -> list[Any]:
+    """All of them, in order."""
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
@@ -33,7 +34,7 @@ def freeze_batch_norm(network: nn.Module, real: Tensor, chunk_size: int | None =
         chunk_size: images a pass, to bound the memory; None takes all at once.
     """
     network.train()
-    layers = _batch_norm_layers(network)
+    layers = batch_norm_layers(network)
     with torch.no_grad():
         if chunk_size is None or len(real) <= chunk_size or any(layer.running_mean is None for layer in layers):
             network(real)

@@ -369,12 +369,8 @@ class Condenser(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume compares, and what the steps that are left of this outer iteration start from."""
-        checkpoint |= {
-            **identity_of(self),
-            "curve": self._curve,
-            "pace": pace_of(self) | self.finished_at,
-            "resumed": self.resumed,
-        }
+        checkpoint |= {**identity_of(self), "curve": self._curve, "resumed": self.resumed}
+        checkpoint["pace"] = pace_of(self) | self.finished_at
         if self.network is not None and self.outer_steps > 1:
             checkpoint |= {"network": self.network.state_dict(), "losses": self._losses}
         if self._network_optimizer is not None:

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dc_lightning.errors import InputError, require_at_least
+from dc_lightning.matching.batch_norm import batch_norm_layers
 from dc_lightning.matching.embeddings import embed, embed_chunks
 from dc_lightning.methods.inner_loop import InnerLoop
 from dc_lightning.networks import Shape, make_network
@@ -66,7 +66,7 @@ def trained_prediction(
 
 def _set_batch_norm(network: nn.Module, images: Tensor) -> None:
     """Puts the statistics of one batch in place of those that BatchNorm layers have gathered; all else is kept."""
-    layers: list[Any] = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    layers = batch_norm_layers(network)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.train()
@@ -171,14 +171,12 @@ class FRePo(InnerLoop):
     def prepare_network(self, network: nn.Module, step: int) -> None:
         """Nothing is dropped; BatchNorm takes the statistics of the set, behind which its running ones are far."""
         network.eval()
-        if any(isinstance(layer, _BatchNorm) for layer in network.modules()):
+        if batch_norm_layers(network):
             _set_batch_norm(network, self.decode(self.images.detach()))
 
     def augment(self, real: Tensor, synthetic: Tensor, label: int, step: int) -> tuple[Tensor, Tensor]:
         """All classes alike: the last layer would tell a class by an augmentation of its own."""
-        if self.augmentation is None:
-            return real, synthetic
-        return self.augmentation.pair(real, synthetic, self.derived_seed("augmentation", step))
+        return super().augment(real, synthetic, 0, step)
 
     def match(self, network: nn.Module, step: int) -> tuple[Tensor, Tensor]:
         """Sum over the classes of the mean error of their real images, and its derivative.

@@ -17,6 +17,7 @@ from dc_lightning.run.checkpoints import Checkpoints
 from dc_lightning.run.evaluation_callback import EvaluationCallback
 from dc_lightning.run.folder import run_folder
 from dc_lightning.run.progress import RunProgress, say
+from dc_lightning.run.results import OF_A_RUN, length_of
 from dc_lightning.synthetic import SyntheticSet, load_synthetic
 from dc_lightning.synthetic.reading import Labels
 from dc_lightning.synthetic.synthetic_set import Space
@@ -108,22 +109,6 @@ class CondensationTrainer(Trainer):
         in_processes(self, model, datamodule, work)
 
 
-_OF_EXPERIMENTS = (
-    "batch_classes",
-    "chosen_of",
-    "experiment",
-    "file",
-    "folder",
-    "image_shape",
-    "iteration",
-    "learned_lr",
-    "max_epochs",
-    "real_chunk_size",
-    "seed",
-)
-"""In what the sources of experiments of one table cell may differ."""
-
-
 def _load(
     paths: list[str], experiment: int | None, data: CondensationDataModule, unsaid: dict[str, Any]
 ) -> list[SyntheticSet]:
@@ -159,8 +144,9 @@ def _differing(sets: list[SyntheticSet]) -> list[str]:
     """In what sets differ that are not experiments of one table cell; what a file does not say is not judged."""
     made = []
     for found in sets:
-        said: dict[str, Any] = {name: str(value) for name, value in found.source.items() if name not in _OF_EXPERIMENTS}
-        said["iterations"] = found.source.get("chosen_of", found.source.get("iteration"))
+        passed = {*OF_A_RUN, "experiment", "file", "folder", "learned_lr"}
+        said: dict[str, Any] = {name: str(value) for name, value in found.source.items() if name not in passed}
+        said["iterations"] = length_of(found.source)
         said |= {name: getattr(found, name) for name in ("factor", "formation", "space")}
         made.append({**said, "soft labels": found.labels.dim() == 2})
     names = dict.fromkeys(name for each in made for name in each)

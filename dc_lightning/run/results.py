@@ -25,6 +25,14 @@ from dc_lightning.synthetic import SyntheticSet
 FORMAT = "dc_lightning results 2"
 _FORMATS = ("dc_lightning results 1", FORMAT)
 
+OF_A_RUN = ("batch_classes", "chosen_of", "image_shape", "iteration", "max_epochs", "real_chunk_size", "seed")
+"""In what the sources of sets may differ that were made in one way; for the iterations see `length_of`."""
+
+
+def length_of(source: Mapping[str, Any]) -> int | None:
+    """Iterations of the run that a set came from; with other seeds others of them are chosen."""
+    return source.get("chosen_of", source.get("iteration"))
+
 
 @dataclass(frozen=True)
 class Column:
