@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -71,6 +71,15 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
             return call(images)
 
     return forward
+
+
+def uncached_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Mixed precision as it is, but casting weights at each use: PyTorch's cache would keep those of before a step.
+
+    Some versions of Lightning open one context with that cache for a whole training step, in which a network here
+    takes several steps of its optimizer.
+    """
+    return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type), cache_enabled=False)
 
 
 def replay_graphs(enabled: bool = True) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 from children import RUN, run
 from conftest import TinyData, quiet_trainer, some_slow
 from curves import read_curves
+from pytorch_lightning.plugins.precision import MixedPrecision
 from scipy.ndimage import affine_transform
 from test_resume import assert_same, outcome
 
 import dc_lightning
-from dc_lightning import DREAM, IDC, InputError, load_synthetic
+from dc_lightning import DREAM, IDC, CondensationModule, FRePo, InputError, load_synthetic
 from dc_lightning.augmentation import DiffAugment
 from dc_lightning.augmentation.cutmix import CutMix
 from dc_lightning.cli import main
@@ -242,6 +244,20 @@ def test_other_precisions_give_finite_images(method, precision, tmp_path):
     module = method(network=NETWORK, outer_steps=2, network_images=8)
     trainer.fit(module, datamodule=TinyData(batch_real=4))
     assert bool(module.images.isfinite().all())
+
+
+@pytest.mark.parametrize("method", [IDC, CondensationModule, FRePo])
+def test_mixed_precision_trains_networks_whose_weights_are_of_now(method, tmp_path, monkeypatch):
+    """Some versions of Lightning keep the weights that were cast for a whole training step, which has many updates."""
+    found = []
+    for cached in (False, True):
+        context = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=cached)
+        monkeypatch.setattr(MixedPrecision, "autocast_context_manager", lambda _, context=context: context())
+        given = {"network_images": 30, "batch_network": 8} if method is IDC else {"inner_epochs": 3}
+        module = method(network=NETWORK, outer_steps=3, lr_network=0.1, **given)
+        quiet_trainer(tmp_path, max_epochs=1, precision="bf16-mixed").fit(module, datamodule=TinyData(batch_real=4))
+        found.append([module.images, *module.network.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 def test_a_recipe_of_plain_epochs_trains_the_whole_set_as_long_as_it_says(whole, tmp_path, monkeypatch):

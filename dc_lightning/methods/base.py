@@ -10,7 +10,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
-from dc_lightning.compilation import Recorder, compiled, renew
+from dc_lightning.compilation import Recorder, compiled, renew, uncached_autocast
 from dc_lightning.data.datamodule import CondensationDataModule
 from dc_lightning.data.real import RealImages
 from dc_lightning.errors import InputError, require_at_least, require_known
@@ -314,16 +314,17 @@ class Condenser(LightningModule):
         network = self._network(batch_idx)
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.param_groups[0]["lr"] = self._cooled_lr(batch_idx)
-        self.prepare_network(network, batch_idx)
-        loss, derivative = self.match(network, batch_idx)
-        self.update_images(optimizer, self.trainer.strategy.reduce(derivative, reduce_op="sum"))
-        if self.pixels == "unit":
-            self.images.data.copy_(self.data.clamped(self.images.data, self.space))
-        self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
-        self._steps = batch_idx + 1
-        if batch_idx < self.outer_steps - 1:
-            with self.seeded("train", batch_idx):
-                self.train_network(network, batch_idx)
+        with uncached_autocast(self.device):
+            self.prepare_network(network, batch_idx)
+            loss, derivative = self.match(network, batch_idx)
+            self.update_images(optimizer, self.trainer.strategy.reduce(derivative, reduce_op="sum"))
+            if self.pixels == "unit":
+                self.images.data.copy_(self.data.clamped(self.images.data, self.space))
+            self._losses += self.trainer.strategy.reduce(loss, reduce_op="sum")
+            self._steps = batch_idx + 1
+            if batch_idx < self.outer_steps - 1:
+                with self.seeded("train", batch_idx):
+                    self.train_network(network, batch_idx)
 
     def _network(self, step: int) -> nn.Module:
         """The network of this outer iteration: fresh at its first step, from the checkpoint after a resume."""
