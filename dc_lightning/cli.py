@@ -24,6 +24,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch.nn import Parameter
 
 from dc_lightning import data, methods
 from dc_lightning.compilation import compile_networks, replay_graphs
@@ -310,7 +311,8 @@ class CondensationCLI(LightningCLI):
             config.ckpt_path = _newest_checkpoint(config)
         self._iteration = 0
         if self.subcommand == "fit" and config.ckpt_path is not None:
-            self._iteration = require_checkpoint(Path(config.ckpt_path))["curve"][0]
+            checkpoint = require_checkpoint(Path(config.ckpt_path))
+            self._iteration, self._images = checkpoint["curve"][0], checkpoint["state_dict"]["images"]
 
     def _resume_in_the_same_folder(self, config: Namespace) -> None:
         """Has the run that the checkpoint belongs to continued: its folder, and its curves, which are cut there."""
@@ -363,6 +365,7 @@ class CondensationCLI(LightningCLI):
         config = self.config[self.subcommand]
         resume_from = config.ckpt_path if self.subcommand == "fit" else None
         if resume_from is not None:
+            self.model.images = Parameter(self._images)  # or it would make some to start from, which takes minutes
             self._resume_in_the_same_folder(config)
         elif writes:
             require_free_logger(self.trainer)

@@ -21,6 +21,7 @@ from curves import read_curves
 import dc_lightning.evaluation.evaluator
 import dc_lightning.files
 from dc_lightning.cli import main
+from dc_lightning.methods.base import Condenser
 from dc_lightning.synthetic import load_synthetic
 
 ARGS = (
@@ -276,6 +277,16 @@ def test_a_resume_on_other_data_names_them(tmp_path, monkeypatch, capsys):
     last = str(RUN / "checkpoints" / "last.ckpt")
     assert main([*short, "--data", "Digits", "--ckpt_path", last]) == 2
     assert "dataset was TinyData and is Digits" in capsys.readouterr().err
+
+
+def test_a_resume_does_not_make_starting_images_again(tmp_path, monkeypatch):
+    """They may take minutes of clustering, and those of the checkpoint take their place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dc-lightning"])
+    short = [*ARGS, "--evaluation.every_n", "0", "--trainer.max_epochs"]
+    assert main([*short, "1"]) == 0
+    monkeypatch.setattr(Condenser, "starting_images", lambda *_: pytest.fail("made again"))
+    assert main([*short, "2", "--ckpt_path", "last"]) == 0
 
 
 def test_the_configuration_of_a_resumed_run_starts_anew(tmp_path, monkeypatch):
