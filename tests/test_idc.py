@@ -129,7 +129,7 @@ def test_losses_and_image_gradients_are_those_of_the_authors_code(entry, chunk):
             target, gradient = (network_gradient(network, each, label, create_graph=True) for each in batches)
             losses.append(squared_error(gradient, [tensor.detach() for tensor in target]))
         else:
-            method = IDC(distance={"cos": "ours"}.get(metric, metric), real_chunk_size=chunk)
+            method = IDC(distance=metric, real_chunk_size=chunk)
             losses.append(method.loss(network, *batches, label))
     assert_golden([loss.item() for loss in losses], entry["loss_per_class"])
     assert_golden_summary(torch.autograd.grad(sum(losses), stored)[0], entry["image_grad"])

@@ -11,7 +11,7 @@ from dc_lightning.augmentation import check_augmentation, make_pair_augmentation
 from dc_lightning.augmentation.cutmix import CutMix, check_probability
 from dc_lightning.errors import InputError, require_at_least, require_known
 from dc_lightning.matching.batch_norm import has_batch_norm
-from dc_lightning.matching.distances import DISTANCES, Distance
+from dc_lightning.matching.distances import DISTANCES, Distance, layerwise_cosine
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.methods.base import Condenser
 from dc_lightning.networks import Shape, make_network
@@ -21,6 +21,7 @@ from dc_lightning.synthetic.formation import Formation, decode_bounded
 from dc_lightning.synthetic.initial import Init
 
 _RATES = {"l1": 1e-4, "mse": 5e-3}  # of the images, times ipc / 10 * (side / 32)^2, for MNIST 28
+_DISTANCES = {**DISTANCES, "cos": layerwise_cosine}  # what the authors' code calls cos
 _MATCHING = {"class_path": "dc_lightning.augmentation.DiffAugment", "init_args": {"strategy": "color_crop_cutout"}}
 _TRAINING = {"class_path": "dc_lightning.augmentation.DiffAugment", "init_args": {"strategy": "color_crop"}}
 
@@ -45,8 +46,9 @@ class IDC(Condenser):
             images of a class while condensing, and ``single`` afterwards.
         init: see `Condenser`; packed, where the factor is above 1.
         augmentation: in the matching, see `Condenser`.
-        distance: of the gradients of the convolution weights: ``l1``, ``mse``, ``l1_mean``, ``ours`` (``cos`` of the
-            authors' code), or as for the network. None takes the authors': l1 for grey images, mse for others.
+        distance: of the gradients of the convolution weights: ``l1``, ``mse``, ``l1_mean``, ``cos`` (of the authors'
+            code, which is DC's ``ours``), or as for the network. None takes the authors': l1 for grey images, mse for
+            others.
         outer_steps: rounds an outer iteration.
         network_images: real images on which the network trains after each round, rounded up to whole batches; None
             takes the data's (500, CIFAR 2000); 0 leaves it untrained.
@@ -120,7 +122,7 @@ class IDC(Condenser):
 
     def _set_distance(self, distance: Spec | None) -> None:
         self.distance = None if distance is None else as_spec(distance)
-        self._compare: Distance | None = None if distance is None else make("distance", DISTANCES, as_spec(distance))
+        self._compare: Distance | None = None if distance is None else make("distance", _DISTANCES, as_spec(distance))
 
     @property
     def name(self) -> str:  # type: ignore[override]
