@@ -215,6 +215,15 @@ def test_a_picture_shows_the_images_under_the_names_of_their_classes(synthetic, 
         assert (picture[:, top - 14 : top, left : left + 60].float().mean(0) < 128).any()
 
 
+def test_a_picture_of_packed_images_says_how_many_there_are():
+    plain = SyntheticSet(torch.rand(4, 1, 8, 8), torch.arange(4), (0.0,), (1.0,), ("a", "b", "c", "d"))
+    packed = np.array(replace(plain, factor=2).picture()).astype(float)
+    whole = np.array(plain.picture()).astype(float)
+    assert np.array_equal(packed[: len(whole)], whole)
+    assert packed[len(whole) :].shape[0] > 10
+    assert (packed[len(whole) :] < 128).any()
+
+
 def test_a_picture_of_many_classes_with_long_names_is_no_strip(tmp_path):
     names = tuple(f"a very long name of class {label} \u4e2d" for label in range(100))
     SyntheticSet(torch.rand(100, 1, 8, 8), torch.arange(100), (0.0,), (1.0,), names).save_grid(tmp_path / "grid.png")

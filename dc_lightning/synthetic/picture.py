@@ -11,8 +11,13 @@ _GAP, _STRIP = 4, 18  # pixels between images, and above a class for its name
 _SHAPE = 1.4  # width over height that is aimed at
 
 
-def labelled_picture(images: Sequence[Image.Image], labels: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """The images, of one size, in a block for each class under its name, the blocks in rows; labels int64, ``(n,)``."""
+def labelled_picture(
+    images: Sequence[Image.Image], labels: Tensor, class_names: Sequence[str], foot: str = ""
+) -> Image.Image:
+    """The images, of one size, in a block for each class under its name, the blocks in rows; a line at the foot.
+
+    Labels are int64, ``(n,)``.
+    """
     count, shown = len(class_names), list(zip(images, labels.tolist(), strict=True))
     blocks = [[image for image, label in shown if label == number] for number in range(count)]
     most = max(len(block) for block in blocks)
@@ -27,8 +32,10 @@ def labelled_picture(images: Sequence[Image.Image], labels: Tensor, class_names:
     scale = max(1, round(_SIDE / min(columns * most * width, rows * height)))
     width, height = scale * width, scale * height
     block_width, block_height = most * (width + _GAP) + 2 * _GAP, _STRIP + height + _GAP
-    picture = Image.new("RGB", (columns * block_width, rows * block_height + _GAP), "white")
+    bottom = rows * block_height + _GAP
+    picture = Image.new("RGB", (columns * block_width, bottom + (_STRIP if foot else 0)), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
+    draw.text((_GAP, bottom), _fitting(draw, foot, picture.width - 2 * _GAP), fill="#444444", font=font)
     for number, (name, block) in enumerate(zip(class_names, blocks, strict=True)):
         left, top = number % columns * block_width + _GAP, number // columns * block_height + _GAP
         draw.text((left, top), _fitting(draw, name, block_width - 2 * _GAP), fill="#444444", font=font)

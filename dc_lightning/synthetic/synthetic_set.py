@@ -193,9 +193,10 @@ class SyntheticSet(Dataset):
         return make_grid(torch.cat(rows), nrow=width, padding=2, pad_value=1.0)
 
     def picture(self, decoded: bool = False) -> Image.Image:
-        """The images with the names of their classes, enlarged; see `grid` for ``decoded``."""
+        """The images with the names of their classes, and where several are in one their numbers; see `grid`."""
         images, labels = self.viewable(decoded)
-        return labelled_picture([as_picture(image) for image in images], labels, self.class_names)
+        foot = f"{len(self)} training images in {len(self.images)} stored ones" if self.images_in_one > 1 else ""
+        return labelled_picture([as_picture(image) for image in images], labels, self.class_names, foot)
 
     def save_grid(self, path: str | Path, decoded: bool = False) -> None:
         """Writes `picture` as a PNG file."""
