@@ -36,8 +36,9 @@ class IDC(Condenser):
     Where the authors' code differs: its first images are the first of each class in the dataset's order, ours are
     drawn, and its noise is clip(N(0, 1) / 4 + 0.5); a round trains on a fixed number of batches, theirs on one more
     where a pass ends, and after the last round of an outer iteration as well; CIFAR100 has its own mean and std, theirs
-    CIFAR10's; for MNIST with factor 2 they leave out CutMix and, in the matching, cutout. Convolution weights are
-    tensors of more than two dimensions, LayerNorm's among them. Give ``data.batch_real`` 64 (DREAM: 128), and the
+    CIFAR10's; for MNIST with factor 2 they leave out CutMix and, in the matching, cutout; their ConvNet pads grey
+    images of any size by three pixels, ours those of 28x28. Convolution weights are tensors of more than two
+    dimensions, LayerNorm's among them. Give ``data.batch_real`` 64 (DREAM: 128), and the
     recipe ``idc``.
 
     Args:
