@@ -369,6 +369,25 @@ def test_clusters_are_those_of_the_authors_code(entry):
     assert torch.cdist(points, centres).argmin(1).tolist() == entry["labels"]
 
 
+def test_a_choice_holds_a_chunk_of_a_class_in_memory(tiny_data):
+    order = []
+
+    class Noting(torch.nn.Sequential):
+        def forward(self, images):
+            order.append(("embed", len(images)))
+            return super().forward(images)
+
+    def take(rows):
+        order.append(("read", len(rows)))
+        return torch.zeros(len(rows), 1, 6, 6)
+
+    tiny_data.real = SimpleNamespace(rows=[torch.arange(600)], take=take)
+    method = DREAM()
+    method.trainer = SimpleNamespace(datamodule=tiny_data)
+    assert len(method.features(Noting(torch.nn.Flatten(), torch.nn.Linear(36, 3)), 0)) == 600
+    assert order == [(what, size) for size in (256, 256, 88) for what in ("read", "embed")]
+
+
 @pytest.mark.parametrize("entry", GOLDEN["dream"]["selection"], ids=settings_of)
 def test_representatives_are_those_of_the_authors_code(entry):
     shape = entry["channels"], entry["size"], entry["size"]

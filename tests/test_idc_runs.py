@@ -348,9 +348,30 @@ def test_a_strategy_of_the_data_loses_its_cutout():
     assert str(DiffAugment("cutout").of_data("color")) == "diffaugment(cutout)"
 
 
+def test_all_images_of_a_batch_are_cropped_or_none_is():
+    """One of crop, scale and rotate a batch; a crop moves pixels, the others blend them."""
+    image, cropped = torch.rand(1, 1, 12, 12), []
+    for seed in range(600):
+        batch = DiffAugment("crop_scale_rotate").batch(image.repeat(5, 1, 1, 1), seed)
+        only_moved = torch.isin(batch, torch.cat([image.flatten(), torch.zeros(1)])).flatten(1).all(1)
+        assert len(only_moved.unique()) == 1
+        cropped.append(bool(only_moved[0]))
+    assert abs(sum(cropped) - 200) < 5 * np.sqrt(600 * 2 / 9)
+
+
+def independent_boxes(count, side, generator):
+    """Pixels that come from another image, in mixed batches of four; a permutation leaves one of them in place."""
+    found = np.zeros((count, side, side), dtype=bool)
+    for box in found:
+        half = int(side * np.sqrt(1 - generator.beta(1, 1))) // 2
+        row, column = generator.integers(0, side, 2)
+        box[max(row - half, 0) : row + half, max(column - half, 0) : column + half] = generator.random() < 0.75
+    return found
+
+
 def test_cutmix_mixes_half_of_the_batches_and_labels_by_area():
     images, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 16, 16), torch.arange(4)
-    mixed, areas = 0, []
+    mixed, boxes = 0, []
     for seed in range(2000):
         found, shares = CutMix(0.5, 5)(images, labels, torch.Generator().manual_seed(seed))
         if shares.dim() == 1:
@@ -362,9 +383,12 @@ def test_cutmix_mixes_half_of_the_batches_and_labels_by_area():
             for label in range(4):
                 share = float((found[number] == label).double().mean())
                 assert float(shares[number, label]) == pytest.approx(share, abs=1e-6)
-        areas.append(1 - float((found[0] == 0).double().mean()))
+        boxes.append(found[0, 0].numpy() != 0)
     assert abs(mixed - 1000) < 5 * np.sqrt(500)
-    assert 0.15 < np.mean(areas) < 0.4  # a uniform area, cut at the border; one in four permutations keeps image 0
+    ours, theirs = np.stack(boxes), independent_boxes(20_000, 16, np.random.default_rng(1))
+    for a, b in ((ours, theirs), (ours.mean((1, 2)), theirs.mean((1, 2)))):  # how often each pixel is covered; the area
+        deviation = np.sqrt(b.var(0) / len(a) + b.var(0) / len(b))
+        assert (np.abs(a.mean(0) - b.mean(0)) / deviation).max() < 5
     assert torch.equal(CutMix(0.0, 5)(images, labels, torch.Generator())[1], labels)
 
 
