@@ -156,6 +156,18 @@ def plain_training(network, images, labels, batches, **sgd):
         optimizer.step()
 
 
+def plain_idc_training(module, network):
+    """On real images, after a round."""
+    optimizer = torch.optim.SGD(network.parameters(), **module.sgd)
+    for number in range(module.network_steps):
+        images, labels = module.network_batch(0, number)
+        images = module.network_augmentation.batch(images, module.derived_seed("network augmentation", 0, number))
+        images, labels = module.mix(images, labels, module.generator("cutmix", 0, number))
+        optimizer.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+
 def plain_accuracy(network, images, labels):
     with torch.no_grad():
         batches = zip(images.split(256), labels.split(256), strict=True)
@@ -211,6 +223,7 @@ OPTIONS = ON_ONE | {
     "DREAM": Way(method=DREAM, model={"batch_network": 64}),
     "FRePo": Way(method=FRePo),
 }
+PLAIN_IDC = Way(plain=True, keep_freed_memory=False, method=IDC)
 GRAPHS = {
     "": Way(graphs=True),
     "DM, ": Way(graphs=True, method=DistributionMatching),
@@ -299,7 +312,10 @@ class Case:
 
 
 class Round(Case):
-    """Parts of a round of IDC or DREAM: all ten classes, and what the network learns between two rounds."""
+    """Parts of a round of IDC or DREAM: all ten classes, and what the network learns between two rounds.
+
+    The plain version draws, decodes and augments by the same code.
+    """
 
     def __init__(self, ipc: int, way: Way) -> None:
         super().__init__(ipc, way)
@@ -309,6 +325,15 @@ class Round(Case):
         module.prepare_network(self.network, 0)
         self.batches = [module.real_batch(label, 0) for label in range(CLASSES)]
         self.targets = self.real_gradients()
+
+    def gradient(self, images, label, create_graph=False):
+        """Of the network, for images of a class."""
+        if self.way.plain:
+            return plain_gradient(self.network, images, label, create_graph)
+        if create_graph:
+            return network_gradient(self.network, images, label, create_graph=True)
+        options = {"chunk_size": self.module.chunk_size, "forward": self.module.forward_of(self.network)}
+        return network_gradient(self.network, images, label, **options)
 
     def augmented(self):
         """Real and synthetic batches, decoded and augmented."""
@@ -320,8 +345,7 @@ class Round(Case):
 
     def real_gradients(self):
         """Of the real batches."""
-        options = {"chunk_size": self.module.chunk_size, "forward": self.module.forward_of(self.network)}
-        return [network_gradient(self.network, real, label, **options) for label, real in enumerate(self.batches)]
+        return [self.gradient(real, label) for label, real in enumerate(self.batches)]
 
     def synthetic_side(self):
         """Gradients of the synthetic batches, and the derivative of their distances from the real ones."""
@@ -329,7 +353,7 @@ class Round(Case):
         for label, target in enumerate(self.targets):
             stored = module.images_of(label).requires_grad_()
             synthetic = module.synthetic_batch(stored, label, 0)
-            gradient = network_gradient(self.network, synthetic, label, create_graph=True)
+            gradient = self.gradient(synthetic, label, create_graph=True)
             value = sum((a - b).abs().sum() for a, b in zip(gradient, target, strict=True) if a.dim() > 2)
             found.append(list(torch.autograd.grad(value, stored)))
         return found
@@ -337,16 +361,19 @@ class Round(Case):
     def network_training(self):
         """On real images, after a round."""
         start = copy.deepcopy(self.network)
-        self.module.train_network(self.network, 0)
+        if self.way.plain:
+            plain_idc_training(self.module, self.network)
+        else:
+            self.module.train_network(self.network, 0)
+            self.module._network_optimizer.state.clear()
         trained = moved(self.network, start)
         self.network.load_state_dict(start.state_dict())
-        self.module._network_optimizer.state.clear()
         return [trained]
 
     def choice(self):
-        """DREAM's choice of the real images of one class, which ten rounds share."""
+        """DREAM's choice of the 128 real images of one class, which ten rounds share."""
         assert isinstance(self.module, DREAM)
-        return [[self.module.representatives(self.network, 3, IDC_REAL, SEED).float()]]
+        return [[self.module.representatives(self.network, 3, 128, SEED).float()]]
 
 
 ROUND = ("augmented", "real_gradients", "synthetic_side", "network_training")
@@ -539,7 +566,7 @@ def main():
     keep_freed_memory()  # for the rate of the convolution
     rate, rows = convolution_rate(), []
     ways = WAYS | ({"compiled": COMPILED} if options.compile else {})
-    with processes(ways | chosen) as pipes:
+    with processes(ways | chosen | ({"plain IDC": PLAIN_IDC} if "IDC" in chosen else {})) as pipes:
         in_turn = {name: pipes[name] for name in ways}
         for ipc in options.ipc:
             case = Case(ipc, WAYS["plain"])
@@ -565,7 +592,7 @@ def main():
     print(f"Lightning between two matching steps: {1000 * mean:.2f} ms on average, median {1000 * median:.2f} ms")
     apart = [
         f"{row['part']} at ipc {row['ipc']}, {way}"
-        for row in rows
+        for row in [*rows, *content.get("round", [])]
         for way, difference in row["difference"].items()
         if not difference <= TOLERANCES[way]
     ]
@@ -593,13 +620,11 @@ def options_one_by_one(in_turn: dict[str, Connection], rounds: int) -> list[dict
 
 
 def parts_of_a_round(pipes: dict[str, Connection], rounds: int) -> list[dict[str, Any]]:
-    """Of IDC, and DREAM's choice, which takes as long the first time."""
-    asked = [("IDC", part, 1, rounds, 2) for part in ROUND] + [("DREAM", "choice", 10, 1, 0)]
-    return [
-        {"part": part, "ipc": ipc, **alternate({name: pipes[name]}, part, ipc, turns, warm_up)}
-        for name, part, ipc, turns, warm_up in asked
-        if name in pipes
-    ]
+    """Of IDC beside the plain version, and DREAM's choice."""
+    of_idc = {way: pipes[name] for way, name in (("plain", "plain IDC"), ("ours", "IDC")) if name in pipes}
+    of_dream = {"ours": pipes["DREAM"]} if "DREAM" in pipes else {}
+    asked = [(of_idc, part, 1) for part in ROUND if of_idc] + [(of_dream, "choice", 10)][: len(of_dream)]
+    return [{"part": part, "ipc": ipc, **alternate(ways, part, ipc, rounds, 1)} for ways, part, ipc in asked]
 
 
 def ratios(seconds, base, way):
@@ -648,10 +673,14 @@ def show_options(rows):
 def show_round(rows):
     if not rows:
         return
-    table = Table("part", "seconds", title="a round of IDC: ten classes, factor 2, 64 real images, ipc 1")
+    names = ("part", "plain", "ours", "ratio", "difference")
+    table = Table(*names, title="a round of IDC: ten classes, factor 2, 64 real images, ipc 1")
     for row in rows:
-        (took,) = row["seconds"].values()
-        table.add_row(row["part"].replace("_", " "), f"{statistics.median(took):.4f}")
+        took = {way: f"{statistics.median(found):.4f}" for way, found in row["seconds"].items()}
+        cells = [took.get("plain", ""), took["ours"]]
+        if "plain" in took:
+            cells += [ratios(row["seconds"], "plain", "ours"), f"{row['difference']['ours']:.0e}"]
+        table.add_row(row["part"].replace("_", " "), *cells)
     Console(width=170).print(table)
 
 
