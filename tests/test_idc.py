@@ -1,6 +1,7 @@
 """IDC and DREAM: numbers of the authors' codes in float64, distributions of what is drawn, resume, processes."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,9 +23,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from dc_lightning import DREAM, IDC, DistributionMatching, Recipe, SyntheticSet
 from dc_lightning.augmentation import siamese
 from dc_lightning.augmentation.cutmix import box_of, cut_mix
+from dc_lightning.cli import check_words
 from dc_lightning.data import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 from dc_lightning.evaluation import load_recipe
 from dc_lightning.evaluation.training import Job, train_and_test
+from dc_lightning.files import shipped
 from dc_lightning.matching.distances import squared_error
 from dc_lightning.matching.gradients import network_gradient
 from dc_lightning.networks import NETWORKS
@@ -349,6 +352,34 @@ def test_settings_are_the_authors(entry):
     assert method.sgd == {key: always[key] for key in ("lr", "momentum", "weight_decay")}
     assert (method.batch_network, method.batch_synthetic) == (always["batch_size"], always["batch_syn_max"])
     assert (recipe.batch_size, recipe.epochs_of(augmented=True)) == (always["batch_size"], always["epochs"])
+
+
+ROWS_OF_THEIR_OWN = [row for row in GOLDEN["settings"]["rows"] if row["mixup"] != "cut"]
+
+
+@pytest.mark.parametrize("entry", ROWS_OF_THEIR_OWN, ids=lambda e: f"{e['dataset']}-{e['factor']}-{e['ipc']}")
+def test_words_in_the_yaml_give_the_settings_of_datasets_of_their_own(entry):
+    file = f"configs/methods/{'idc' if entry['factor'] == 2 else 'idc_i'}.yaml"
+    said = [line[1:] for line in shipped(file.removeprefix("configs/")).read_text().splitlines() if line[:5] == "#   -"]
+    words = [
+        "fit",
+        "--config",
+        "configs/base.yaml",
+        "--config",
+        file,
+        "--data",
+        entry["dataset"].upper(),
+        *shlex.split(" ".join(said)),
+    ]
+    config = check_words(words)
+    model, recipe = config["model"]["init_args"], config["evaluation"]["recipe"]
+    assert model["factor"] == entry["factor"]
+    assert model["augmentation"]["init_args"]["strategy"] == entry["aug_type"]
+    assert (model["cutmix"] > 0) == (entry["mixup_net"] == "cut")
+    assert recipe["cutmix"] == 0
+    data = DATASETS[entry["dataset"]]()
+    found = Recipe(augmentation=recipe["augmentation"]).make_augmentation("ConvNet", data)
+    assert set(found.names) == set(entry["dsa_strategy"].split("_"))
 
 
 @pytest.mark.parametrize("entry", GOLDEN["dream"]["nearest"], ids=lambda e: str(e["centres"]))
