@@ -32,6 +32,12 @@ Split = tuple[Tensor | Dataset, Tensor]
 """Images, ``(n, C, H, W)`` uint8 or float in [0, 1], or a dataset of them; and labels, ``(n,)`` int64."""
 
 _BATCH_REAL = 256  # paper, appendix A
+_HELD_OUT = " validation "  # in a title, before the share
+
+
+def dataset_of(title: str) -> str:
+    """The name of the dataset in a `CondensationDataModule.title`, of its test images or of those held out."""
+    return title.partition(_HELD_OUT)[0]
 
 
 class _StepLoader(DataLoader):
@@ -114,7 +120,7 @@ class CondensationDataModule(LightningDataModule, ABC):
     @property
     def title(self) -> str:
         """Name in results and titles: of the dataset, and of what takes the place of its test set."""
-        return self.dataset_name if self.split == "test" else f"{self.dataset_name} validation {self.validation}"
+        return self.dataset_name if self.split == "test" else f"{self.dataset_name}{_HELD_OUT}{self.validation}"
 
     @property
     def grey(self) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dc_lightning import data, methods
+from dc_lightning.data.datamodule import dataset_of
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation import Recipe, load_recipe
 from dc_lightning.evaluation.recipe import PLAIN
@@ -77,7 +78,7 @@ class Preset:
 
 def dataset_class(name: str) -> Any:
     """The data module of a dataset of ours; of another the base class, which has the defaults."""
-    found = getattr(data, name.partition(" validation ")[0], None)
+    found = getattr(data, dataset_of(name), None)
     return found if inspect.isclass(found) else data.CondensationDataModule
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, get_args
 
+from dc_lightning.data.datamodule import dataset_of
 from dc_lightning.errors import InputError
 from dc_lightning.evaluation.selection import Selection
 from dc_lightning.experiments.paper import DATASETS, SELECTIONS, SHAPES, TABLE_1, TABLE_2, WHOLE_SET, Accuracy
@@ -182,7 +183,7 @@ def _rows_of(content: Mapping[str, Any], folder: Path) -> Iterator[Row]:
         raise KeyError("dataset")
     shapes = [each["image_shape"] for each in (content, *sources) if each.get("image_shape")]
     shape = shapes[0] if shapes else _shape_beside(folder)
-    usual = SHAPES.get(dataset.partition(" validation ")[0])
+    usual = SHAPES.get(dataset_of(dataset))
     resized = "x".join(str(side) for side in shape) if shape and usual and tuple(shape) != usual else ""
     history = content.get("history", [])
     is_run = content.get("kind") == "condensation" and "seconds" in content
