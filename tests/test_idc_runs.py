@@ -191,7 +191,8 @@ def test_dream_chooses_representatives_every_interval(tmp_path):
     assert all(any(torch.equal(image, other) for other in real) for image in chosen[0][0])
 
 
-def test_a_class_smaller_than_its_clusters_gives_all_it_has(tmp_path, caplog):
+@pytest.mark.parametrize("clusters", [128, 256])  # asked for; the default
+def test_a_class_smaller_than_its_clusters_gives_all_it_has(clusters, tmp_path, caplog):
     sizes = []
 
     class Noted(DREAM):
@@ -199,10 +200,10 @@ def test_a_class_smaller_than_its_clusters_gives_all_it_has(tmp_path, caplog):
             sizes.append(len(real))
             return super().loss(network, real, synthetic, label)
 
-    condense(tmp_path, Noted(network=NETWORK, outer_steps=1, init="real"), 1, TinyData(batch_real=128))
+    condense(tmp_path, Noted(network=NETWORK, outer_steps=1, init="real"), 1, TinyData(batch_real=clusters))
     assert sizes == [12, 12, 12]
-    assert "3 of 3 classes have fewer than batch_real=128 training images (the smallest 12)" in caplog.text
-    assert caplog.text.count("fewer") == 1
+    said = f"3 of 3 classes have fewer than batch_real={clusters} training images (the smallest 12)"
+    assert caplog.text.count(said) == caplog.text.count("fewer") == 1
 
 
 @pytest.mark.parametrize(

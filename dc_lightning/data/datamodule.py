@@ -107,6 +107,7 @@ class CondensationDataModule(LightningDataModule, ABC):
         self.split: Literal["test", "validation"] = "test"
         self._held: RealImages | None = None
         self._fingerprint: str | None = None
+        self._warned = False
 
     @abstractmethod
     def load(self) -> tuple[Split, Split, Sequence[str]]:
@@ -168,8 +169,15 @@ class CondensationDataModule(LightningDataModule, ABC):
         self._set_statistics(images)
         self.real, self._test = self._prepared(train), self._prepared(test)
         self._held = held and self._prepared(held)
+        if self.batch_real != _BATCH_REAL:  # nobody asked for the paper's
+            self.warn_of_small_classes()
+
+    def warn_of_small_classes(self) -> None:
+        """Says, once, which classes have fewer real images than a matching step asks for."""
+        assert self.real is not None
         few = [n for n in self.real.counts() if n < self.batch_real]
-        if few and self.batch_real != _BATCH_REAL:  # nobody asked for the paper's
+        if few and not self._warned:
+            self._warned = True
             rank_zero_only(log.warning)(
                 f"{self.dataset_name}: {len(few)} of {self.num_classes} classes have fewer than "
                 f"batch_real={self.batch_real} training images (the smallest {min(few)}); "

@@ -21,7 +21,7 @@ class DREAM(IDC):
     chunk at a time. Its k-means starts from random images, ours from k-means++, on the CPU, which takes about two
     minutes a choice with ten classes of 6,000 images.
 
-    A class of fewer images than clusters gives all it has.
+    A class of fewer images than clusters gives all it has, which is said.
 
     Args:
         interval: rounds that share a choice.
@@ -37,6 +37,11 @@ class DREAM(IDC):
         require_at_least(interval=(interval, 1))
         self.interval = interval
         self._chosen: Tensor | None = None  # (classes, batch_real): rows of the real images, -1 where there are fewer
+
+    def on_fit_start(self) -> None:
+        """Says which classes have fewer images than clusters, whether or not that number was asked for."""
+        super().on_fit_start()
+        self.data.warn_of_small_classes()
 
     def features(self, network: nn.Module, label: int) -> Tensor:
         """Features of all real images of a class, not normalised, before the last layer: float, ``(n, d)``."""
