@@ -145,12 +145,10 @@ class Recorder:
                     for _ in range(2):  # libraries set themselves up
                         run()
                 torch.cuda.current_stream().wait_stream(stream)
-                torch.clear_autocast_cache()  # a cast weight would be that of now
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     found = run()
         finally:
             _recording = False
-            torch.clear_autocast_cache()
         return graph, [real, synthetic], found
 
 

@@ -623,8 +623,8 @@ def parts_of_a_round(pipes: dict[str, Connection], rounds: int) -> list[dict[str
     """Of IDC beside the plain version, and DREAM's choice."""
     of_idc = {way: pipes[name] for way, name in (("plain", "plain IDC"), ("ours", "IDC")) if name in pipes}
     of_dream = {"ours": pipes["DREAM"]} if "DREAM" in pipes else {}
-    asked = [(of_idc, part, 1) for part in ROUND if of_idc] + [(of_dream, "choice", 10)][: len(of_dream)]
-    return [{"part": part, "ipc": ipc, **alternate(ways, part, ipc, rounds, 1)} for ways, part, ipc in asked]
+    asked = [*((of_idc, part, 1) for part in ROUND), (of_dream, "choice", 10)]
+    return [{"part": part, "ipc": ipc, **alternate(ways, part, ipc, rounds, 1)} for ways, part, ipc in asked if ways]
 
 
 def ratios(seconds, base, way):

@@ -361,17 +361,8 @@ ROWS_OF_THEIR_OWN = [row for row in GOLDEN["settings"]["rows"] if row["mixup"] !
 def test_words_in_the_yaml_give_the_settings_of_datasets_of_their_own(entry):
     file = f"configs/methods/{'idc' if entry['factor'] == 2 else 'idc_i'}.yaml"
     said = [line[1:] for line in shipped(file.removeprefix("configs/")).read_text().splitlines() if line[:5] == "#   -"]
-    words = [
-        "fit",
-        "--config",
-        "configs/base.yaml",
-        "--config",
-        file,
-        "--data",
-        entry["dataset"].upper(),
-        *shlex.split(" ".join(said)),
-    ]
-    config = check_words(words)
+    words = f"fit --config configs/base.yaml --config {file} --data {entry['dataset'].upper()}"
+    config = check_words(shlex.split(" ".join([words, *said])))
     model, recipe = config["model"]["init_args"], config["evaluation"]["recipe"]
     assert model["factor"] == entry["factor"]
     assert model["augmentation"]["init_args"]["strategy"] == entry["aug_type"]

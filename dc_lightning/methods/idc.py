@@ -38,8 +38,7 @@ class IDC(Condenser):
     where a pass ends, and after the last round of an outer iteration as well; CIFAR100 has its own mean and std, theirs
     CIFAR10's; for MNIST with factor 2 they leave out CutMix and, in the matching, cutout; their ConvNet pads grey
     images of any size by three pixels, ours those of 28x28. Convolution weights are tensors of more than two
-    dimensions, LayerNorm's among them. Give ``data.batch_real`` 64 (DREAM: 128), and the
-    recipe ``idc``.
+    dimensions, LayerNorm's among them. Give ``data.batch_real`` 64 (DREAM: 128), and the recipe ``idc``.
 
     Args:
         factor: training images along each side of a stored one; 2 in the paper, 3 for ImageNet.
